@@ -1,0 +1,112 @@
+"""Processes: who is in this job, in which Megatron groups, with which seeds."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from octo_megatron.config.errors import UserError
+from octo_megatron.config.schema import ParallelConfig
+from octo_megatron.parallel.device import BACKEND, DEVICE
+
+from megatron.core import parallel_state  # isort: skip  (after the device seam)
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # isort: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one node of a lineage, seen from one of them."""
+
+    rank: int
+    world_size: int
+    layout: ParallelConfig
+    data_parallel_rank: int
+    data_parallel_size: int
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes files."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here (limited by the timeout that `start` was given)."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """`value` of rank `source`, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=source)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank."""
+        if self.world_size == 1:
+            return [value]
+        out: list[Any] = [None] * self.world_size
+        dist.all_gather_object(out, value)
+        return out
+
+    def stop(self) -> None:
+        """Leave the groups; the last thing a process does."""
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> World:
+    """Join the job that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; alone where they are not set.
+
+    Raises:
+        UserError: the number of processes is not the layout's.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != layout.world_size:
+        raise UserError(
+            f"the layout needs {layout.world_size} processes (tensor {layout.tensor_model_parallel_size} x pipeline "
+            f"{layout.pipeline_model_parallel_size} x context {layout.context_parallel_size} x data "
+            f"{layout.data_parallel_size}) but {world_size} were started; change parallel.* or the number of processes"
+        )
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    keywords: dict[str, Any] = {"device_id": DEVICE} if BACKEND == "nccl" else {}
+    if world_size == 1:
+        # a store in memory: nothing to listen on, nothing to collide with
+        dist.init_process_group(
+            BACKEND, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, **keywords
+        )
+    else:
+        dist.init_process_group(BACKEND, timeout=timeout, **keywords)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=(
+            layout.virtual_pipeline_model_parallel_size
+            if layout.virtual_pipeline_model_parallel_size > 1
+            else None
+        ),
+        context_parallel_size=layout.context_parallel_size,
+        distributed_timeout_minutes=max(1, timeout_seconds // 60),
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    return World(
+        rank,
+        world_size,
+        layout,
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,277 @@
+"""One trainer for mid-training and RL: Megatron's model, optimizer and schedules behind three calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from octo_megatron.config.schema import OptimizerConfig, ParallelConfig
+from octo_megatron.model.batch import PackedBatch, context_indices, slice_for_context_rank
+from octo_megatron.model.build import build_model, transformer_config
+from octo_megatron.parallel.device import DEVICE
+from octo_megatron.parallel.world import World
+
+from megatron.core import parallel_state  # isort: skip  (after the device seam)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # isort: skip  # fmt: skip
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig, get_megatron_optimizer  # isort: skip
+from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip
+from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
+
+TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Before clipping."""
+    sums: dict[str, float]
+    """The loss function's figures added over micro-batches and data-parallel ranks; "loss" is the mean a token."""
+
+
+class MegatronTrainer:
+    """This rank's shard of a model with its optimizer."""
+
+    def __init__(
+        self,
+        hf_config: dict[str, Any],
+        layout: ParallelConfig,
+        precision: str,
+        optimizer: OptimizerConfig,
+        world: World,
+    ):
+        self.hf_config, self.layout, self.precision, self.world = hf_config, layout, precision, world
+        self.optimizer_config = optimizer
+        self.config = transformer_config(hf_config, layout, precision)
+        plain = build_model(hf_config, layout, precision, self.config)
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=layout.distributed_optimizer,
+            overlap_grad_reduce=layout.overlap_grad_reduce,
+            overlap_param_gather=layout.overlap_grad_reduce and layout.distributed_optimizer,
+            grad_reduce_in_fp32=True,
+        )
+        self.models = [
+            DistributedDataParallel(self.config, ddp, model, disable_bucketing=index > 0)
+            for index, model in enumerate(plain)
+        ]
+        if layout.overlap_grad_reduce:
+            no_sync = [model.no_sync for model in self.models]
+            self.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        self.optimizer = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=1.0,  # set before every step
+                min_lr=0.0,
+                weight_decay=optimizer.weight_decay,
+                adam_beta1=optimizer.beta1,
+                adam_beta2=optimizer.beta2,
+                adam_eps=optimizer.eps,
+                clip_grad=optimizer.clip_grad,
+                bf16=precision == "bf16",
+                params_dtype=self.config.params_dtype,
+                use_distributed_optimizer=layout.distributed_optimizer,
+                overlap_param_gather=ddp.overlap_param_gather,
+            ),
+            self.models,
+        )
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.grad_scale_func = self.optimizer.scale_loss
+        self.synchronise_replicas()
+
+    @property
+    def chunks(self) -> list[torch.nn.Module]:
+        """The GPTModels without their data-parallel wrapping."""
+        return [model.module for model in self.models]
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model, each counted once."""
+        local = 0
+        for model in self.chunks:
+            for name, p in model.named_parameters():
+                if getattr(p, "shared", False) or (name == "output_layer.weight" and _tied_copy(model)):
+                    continue
+                split = getattr(p, "tensor_model_parallel", False)
+                if split or parallel_state.get_tensor_model_parallel_rank() == 0:
+                    local += p.numel()
+        total = torch.tensor([local], dtype=torch.int64, device=DEVICE)
+        dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+        return int(total.item())
+
+    def synchronise_replicas(self) -> None:
+        """After the weights were written from outside: same on every data-parallel rank, and in the optimizer."""
+        for model in self.models:
+            model.broadcast_params()
+        self.optimizer.reload_model_params()
+
+    def train_step(self, batches: Sequence[PackedBatch], loss: TokenLoss, lr: float) -> StepResult:
+        """Forward, backward, one AdamW step at rate `lr`.
+
+        The gradient is that of (sum of the loss over all micro-batches and ranks) / (all tokens that count),
+        however the samples are cut into micro-batches. Every data-parallel rank passes the same number of them.
+        """
+        for model in self.models:
+            model.train()
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        figures = self._run(batches, loss, forward_only=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_mult", 1.0)
+            group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
+        finite, grad_norm, _ = self.optimizer.step()
+        if not finite:
+            raise FloatingPointError(f"rank {self.world.rank}: the gradient is not finite")
+        return StepResult(float(grad_norm or 0.0), _mean(self._add_up(figures)))
+
+    def evaluate(self, batches: Sequence[PackedBatch], loss: TokenLoss) -> dict[str, float]:
+        """The loss function's sums without a gradient; "loss" is the mean a token."""
+        with torch.no_grad():
+            return _mean(self._add_up(self._run(batches, loss, forward_only=True)))
+
+    def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """log p(labels) of each batch, float32 [1, t] in row order, on every rank of the model-parallel group."""
+        found: list[Tensor] = []
+
+        def keep(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            found.append(self._gather_context(logprobs.detach().float(), batch))
+            zero = logprobs.sum() * 0
+            return zero, zero.int(), {}
+
+        with torch.no_grad():
+            self._run(batches, keep, forward_only=True)
+        if self.layout.pipeline_model_parallel_size > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            lengths = [b.length for b in _equal_lengths(batches, self.layout)]
+            found = found or [torch.empty(1, length, device=DEVICE) for length in lengths]
+            for value in found:
+                dist.broadcast(value, last, group=parallel_state.get_pipeline_model_parallel_group())
+        return [value[:, : b.length] for value, b in zip(found, batches, strict=True)]
+
+    def _run(
+        self, batches: Sequence[PackedBatch], loss: TokenLoss, forward_only: bool
+    ) -> list[dict[str, Tensor]]:
+        """Megatron's schedule over the micro-batches; the figures of each, on the last pipeline stage only."""
+        context, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
+        batches = _equal_lengths(batches, self.layout)
+
+        def forward(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
+            batch = _to_device(slice_for_context_rank(next(iterator), context, rank))
+            params = PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=batch.cu_seqlens,
+                cu_seqlens_kv=batch.cu_seqlens,
+                max_seqlen_q=batch.max_seqlen,
+                max_seqlen_kv=batch.max_seqlen,
+            )
+            output = model(
+                batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=params
+            )
+
+            def reduce(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                total, tokens, figures = loss(-output.float(), batch)
+                with torch.no_grad():
+                    figures = {"loss_sum": total.detach(), "tokens": tokens.detach().float(), **figures}
+                return total, tokens.int(), figures
+
+            return output, reduce
+
+        iterators = [iter(batches) for _ in self.models]
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.models if len(self.models) > 1 else self.models[0],
+            num_microbatches=len(batches),
+            seq_length=batches[0].length,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _add_up(self, figures: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Sum over micro-batches and data-parallel ranks, known to every rank."""
+        names, values = [], torch.zeros(0)
+        if figures:
+            names = list(figures[0])
+            values = torch.stack([torch.stack([f[n].float() for n in names]) for f in figures]).double().sum(0)
+            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+            if group.size() > 1:
+                dist.all_reduce(values, group=group)
+        if self.layout.pipeline_model_parallel_size == 1:
+            return dict(zip(names, values.tolist(), strict=True))
+        box = [dict(zip(names, values.tolist(), strict=True))]
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast_object_list(box, last, group=parallel_state.get_pipeline_model_parallel_group())
+        return box[0]
+
+    def _gather_context(self, local: Tensor, batch: PackedBatch) -> Tensor:
+        size = self.layout.context_parallel_size
+        if size == 1:
+            return local
+        parts = [torch.empty_like(local) for _ in range(size)]
+        dist.all_gather(parts, local.contiguous(), group=parallel_state.get_context_parallel_group())
+        order = torch.cat([context_indices(batch.cu_seqlens.cpu(), size, r) for r in range(size)])
+        out = torch.empty_like(torch.cat(parts, dim=1))
+        out[:, order] = torch.cat(parts, dim=1)
+        return out
+
+
+def next_token_loss(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Cross entropy: minus the log-probability of each label, summed where the mask is 1."""
+    return -(logprobs * batch.loss_mask).sum(), batch.loss_mask.sum(), {}
+
+
+def _tied_copy(model: torch.nn.Module) -> bool:
+    return bool(model.share_embeddings_and_output_weights) and not model.pre_process
+
+
+def _mean(sums: dict[str, float]) -> dict[str, float]:
+    return {**sums, "loss": sums["loss_sum"] / max(1.0, sums["tokens"])}
+
+
+def _equal_lengths(batches: Sequence[PackedBatch], layout: ParallelConfig) -> list[PackedBatch]:
+    """Pipeline stages exchange tensors of one shape a call: pad every row to the longest."""
+    longest = max(b.length for b in batches)
+    if layout.pipeline_model_parallel_size == 1 or all(b.length == longest for b in batches):
+        return list(batches)
+    return [_extended(b, longest) for b in batches]
+
+
+def _extended(batch: PackedBatch, length: int) -> PackedBatch:
+    """`batch` with one more document of padding at its end."""
+    extra = length - batch.length
+    if extra == 0:
+        return batch
+
+    def pad(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(1, extra)], dim=1)
+
+    return PackedBatch(
+        pad(batch.tokens),
+        pad(batch.labels),
+        pad(batch.loss_mask),
+        torch.cat([batch.position_ids, torch.arange(extra)[None]], dim=1),
+        torch.cat([batch.cu_seqlens, batch.cu_seqlens.new_tensor([length])]),
+        max(batch.max_seqlen, extra),
+        {k: pad(v) for k, v in batch.extras.items()},
+    )
+
+
+def _to_device(batch: PackedBatch) -> PackedBatch:
+    def move(x: Tensor) -> Tensor:
+        return x.to(DEVICE, non_blocking=True)
+
+    return PackedBatch(
+        move(batch.tokens),
+        move(batch.labels),
+        move(batch.loss_mask),
+        move(batch.position_ids),
+        move(batch.cu_seqlens),
+        batch.max_seqlen,
+        {k: move(v) for k, v in batch.extras.items()},
+    )
