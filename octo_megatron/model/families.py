@@ -32,10 +32,12 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """One Megatron parameter. `{i}` is the layer: counted over the model in `hf`, within the chunk elsewhere."""
+    """One Megatron parameter. `{i}` in its names is the layer, counted over the whole model."""
 
     kind: Kind
     hf: tuple[str, ...]
+    sizes: tuple[str, ...]
+    """Shape of each Hugging Face tensor, as `ModelShape.size` names: "query,hidden"."""
     megatron: str
     """Name under our own layer spec (CPU)."""
     te: str | None = None
@@ -75,34 +77,53 @@ class ModelShape:
     qk_norm: bool
     initializer_range: float
 
+    def size(self, names: str) -> tuple[int, ...]:
+        """ "query,hidden" -> (num_attention_heads * kv_channels, hidden_size)."""
+        sizes = {
+            "hidden": self.hidden_size,
+            "vocab": self.vocab_size,
+            "ffn": self.ffn_hidden_size,
+            "head": self.kv_channels,
+            "query": self.num_attention_heads * self.kv_channels,
+            "kv": self.num_query_groups * self.kv_channels,
+        }
+        return tuple(sizes[name] for name in names.split(","))
 
-_EMBEDDING = Row(Kind.VOCAB, ("model.embed_tokens.weight",), "embedding.word_embeddings.weight")
-_FINAL_NORM = Row(Kind.PLAIN, ("model.norm.weight",), "decoder.final_layernorm.weight")
-_HEAD = Row(Kind.VOCAB, ("lm_head.weight",), "output_layer.weight")
+
+_VH, _H, _QKV = ("vocab,hidden",), ("hidden",), ("query,hidden", "kv,hidden", "kv,hidden")
+_EMBEDDING = Row(Kind.VOCAB, ("model.embed_tokens.weight",), _VH, "embedding.word_embeddings.weight")
+_FINAL_NORM = Row(Kind.PLAIN, ("model.norm.weight",), _H, "decoder.final_layernorm.weight")
+HEAD = Row(Kind.VOCAB, ("lm_head.weight",), _VH, "output_layer.weight")
 
 
-def _layer(kind: Kind, hf: tuple[str, ...], megatron: str, te: str | None = None) -> Row:
+def _layer(kind: Kind, hf: str, sizes: tuple[str, ...], megatron: str, te: str | None = None) -> Row:
     ours = "decoder.layers.{i}."
-    return Row(kind, tuple(f"model.layers.{{i}}.{n}" for n in hf), ours + megatron, ours + te if te else None)
+    names = tuple(f"model.layers.{{i}}.{name}" for name in hf.split())
+    return Row(kind, names, sizes, ours + megatron, ours + te if te else None)
 
 
+# fmt: off
 _LLAMA_LAYER = (
-    _layer(Kind.PLAIN, ("input_layernorm.weight",), "input_layernorm.weight",
-           "self_attention.linear_qkv.layer_norm_weight"),
-    _layer(Kind.QKV, tuple(f"self_attn.{x}_proj.weight" for x in "qkv"), "self_attention.linear_qkv.weight"),
-    _layer(Kind.ROW, ("self_attn.o_proj.weight",), "self_attention.linear_proj.weight"),
-    _layer(Kind.PLAIN, ("post_attention_layernorm.weight",), "pre_mlp_layernorm.weight",
-           "mlp.linear_fc1.layer_norm_weight"),
-    _layer(Kind.GATE_UP, ("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.linear_fc1.weight"),
-    _layer(Kind.ROW, ("mlp.down_proj.weight",), "mlp.linear_fc2.weight"),
-)  # fmt: skip
-_QKV_BIAS = _layer(
-    Kind.QKV, tuple(f"self_attn.{x}_proj.bias" for x in "qkv"), "self_attention.linear_qkv.bias"
+    _layer(Kind.PLAIN, "input_layernorm.weight", _H,
+           "input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
+    _layer(Kind.QKV, "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight", _QKV,
+           "self_attention.linear_qkv.weight"),
+    _layer(Kind.ROW, "self_attn.o_proj.weight", ("hidden,query",), "self_attention.linear_proj.weight"),
+    _layer(Kind.PLAIN, "post_attention_layernorm.weight", _H,
+           "pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
+    _layer(Kind.GATE_UP, "mlp.gate_proj.weight mlp.up_proj.weight", ("ffn,hidden", "ffn,hidden"),
+           "mlp.linear_fc1.weight"),
+    _layer(Kind.ROW, "mlp.down_proj.weight", ("hidden,ffn",), "mlp.linear_fc2.weight"),
+)
+_QKV_BIAS = (
+    _layer(Kind.QKV, "self_attn.q_proj.bias self_attn.k_proj.bias self_attn.v_proj.bias",
+           ("query", "kv", "kv"), "self_attention.linear_qkv.bias"),
 )
 _QK_NORM = (
-    _layer(Kind.PLAIN, ("self_attn.q_norm.weight",), "self_attention.q_layernorm.weight"),
-    _layer(Kind.PLAIN, ("self_attn.k_norm.weight",), "self_attention.k_layernorm.weight"),
+    _layer(Kind.PLAIN, "self_attn.q_norm.weight", ("head",), "self_attention.q_layernorm.weight"),
+    _layer(Kind.PLAIN, "self_attn.k_norm.weight", ("head",), "self_attention.k_layernorm.weight"),
 )
+# fmt: on
 
 
 def _words(text: str) -> frozenset[str]:
@@ -150,7 +171,7 @@ class Family:
 
     def rows(self, hf_config: dict[str, Any]) -> list[Row]:
         """The model's weight table: embedding, one layer's rows, final norm, and the head unless tied."""
-        head = [] if self.shape(hf_config).tied else [_HEAD]
+        head = [] if self.shape(hf_config).tied else [HEAD]
         return [_EMBEDDING, *self.layer_rows, _FINAL_NORM, *head]
 
     def shape(self, hf_config: dict[str, Any]) -> ModelShape:
@@ -187,7 +208,7 @@ class Family:
 
 
 LLAMA = Family("Llama", ("LlamaForCausalLM",), "llama", _LLAMA_LAYER)
-QWEN2 = Family("Qwen2", ("Qwen2ForCausalLM",), "qwen2", (*_LLAMA_LAYER, _QKV_BIAS), qkv_bias=True)
+QWEN2 = Family("Qwen2", ("Qwen2ForCausalLM",), "qwen2", (*_LLAMA_LAYER, *_QKV_BIAS), qkv_bias=True)
 QWEN3 = Family(
     "Qwen3", ("Qwen3ForCausalLM",), "qwen3", (*_LLAMA_LAYER, *_QK_NORM), qk_norm=True, head_dim=128
 )
