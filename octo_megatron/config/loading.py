@@ -31,9 +31,9 @@ def load_lineage(path: Path, overrides: list[str] | None = None) -> LineageConfi
     """
     raw = _read(path)
     try:
-        raw = OmegaConf.merge(raw, OmegaConf.from_dotlist(_checked_dotlist(overrides or [])))
-        assert isinstance(raw, DictConfig)
-        return _build(raw, str(path))
+        merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(_checked_dotlist(overrides or [])))
+        assert isinstance(merged, DictConfig)
+        return _build(merged, str(path))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_first_line(error)}") from error
 
@@ -95,7 +95,7 @@ def _build(raw: DictConfig, where: str) -> LineageConfig:
     top = _fill(LineageConfig, OmegaConf.create(fields), where, "", skip=("nodes", "sources", "problems"))
     if top["model"] == "???":
         raise UserError(f"{where}: model is not given: add model=PATH (a Hugging Face folder)")
-    tables: dict[str, dict[str, Any]] = {"sources": {}, "problems": {}, "nodes": {}}
+    tables: dict[str, Any] = {"sources": {}, "problems": {}, "nodes": {}}
     for table, cls in (("sources", SourceConfig), ("problems", ProblemSetConfig)):
         for name in raw.get(table) or {}:
             tables[table][str(name)] = cls(**_fill(cls, raw[table][name], where, f"{table}.{name}."))
@@ -124,9 +124,9 @@ def _fill(cls: type, node: Any, where: str, prefix: str, skip: tuple[str, ...] =
     if not isinstance(node, DictConfig):
         raise UserError(f"{where}: {prefix.rstrip('.')} is a mapping of keys")
     known = [f.name for f in dataclasses.fields(cls) if f.name not in skip]
-    for key in node:
-        if key not in known:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'{_nearest(str(key), known)}")
+    for name in map(str, node):
+        if name not in known:
+            raise UserError(f"{where}: unknown key '{prefix}{name}'{_nearest(name, known)}")
     out: dict[str, Any] = {}
     structured = OmegaConf.structured(cls)
     OmegaConf.set_readonly(structured, False)

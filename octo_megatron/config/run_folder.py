@@ -10,6 +10,7 @@
     RUN/nodes/<node>/metrics.jsonl   one line a step, flat keys
     RUN/nodes/<node>/progress.json   what it is doing now (for the progress bar and the deadline)
     RUN/nodes/<node>/log.txt         output of its processes
+    RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash, message}
     RUN/nodes/<node>/done.json       written last; a node with it is finished
     RUN/nodes/<export>/hf/           the exported Hugging Face folder
     RUN/summary.json, RUN/report/    made by `octo report`
@@ -93,6 +94,10 @@ class NodeFolder:
     @property
     def done(self) -> Path:
         return self.root / "done.json"
+
+    @property
+    def error(self) -> Path:
+        return self.root / "error.json"
 
     @property
     def hf(self) -> Path:

@@ -1,0 +1,77 @@
+"""`octo run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from octo_megatron.cluster.engines import check_engines
+from octo_megatron.lineage.display import make_display
+from octo_megatron.lineage.inprocess import launched_by, run_here
+from octo_megatron.lineage.run import Plan, execute, make_plan
+
+
+def run(
+    lineage: Annotated[
+        Path,
+        typer.Argument(metavar="LINEAGE.yaml", help="A lineage file, or the name of one in configs/lineage."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; runs/NAME if not given.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Run this node only; its parent must be finished.")
+    ] = None,
+    start_over: Annotated[
+        bool,
+        typer.Option(
+            "--start-over", help="Delete the results that a changed lineage makes invalid, after naming them."
+        ),
+    ] = False,
+) -> None:
+    """Run a lineage: every node that is not finished yet, in order, several side by side.
+
+    Ends in the same weights however often it is stopped and started again.
+
+    [bold]Examples[/bold]
+
+    octo run tiny.yaml
+
+    octo run tiny.yaml seed=1 nodes.stable.tokens=1200000 --out runs/longer
+
+    octo run my.yaml --stage stable
+
+    torchrun --nproc-per-node 8 -m octo_megatron.cli.main run my.yaml --stage stable
+
+    srun octo run my.yaml --stage stable
+    """
+    plan = make_plan(lineage, overrides or [], out)
+    launcher = launched_by(stage)
+    if launcher is not None and stage is not None:
+        check_engines({plan.lineage.nodes[stage].kind} if stage in plan.lineage.nodes else set())
+        raise typer.Exit(run_here(plan, stage, launcher))
+    run_plan(plan, start_over, stage)
+
+
+def run_plan(plan: Plan, start_over: bool, stage: str | None = None) -> None:
+    """Execute with a display on the terminal; Ctrl-C and SIGTERM end the children and say how to go on."""
+    names = [stage] if stage in plan.lineage.nodes else list(plan.lineage.nodes)
+    check_engines({plan.lineage.nodes[name].kind for name in names})
+    display = make_display(Console())
+    try:
+        execute(plan, display, start_over, stage)
+    except KeyboardInterrupt:
+        display.close()
+        typer.echo(
+            f"octo: stopped; the same command goes on from the last checkpoints in {plan.run.root}", err=True
+        )
+        raise typer.Exit(130) from None
+    finally:
+        display.close()

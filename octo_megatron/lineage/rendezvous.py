@@ -1,0 +1,40 @@
+"""Ranks of a stage that torchrun or srun started wait here until rank 0 has prepared the run folder."""
+
+from __future__ import annotations
+
+import datetime
+
+from torch.distributed import DistStoreError, TCPStore
+
+from octo_megatron.config.errors import UserError
+
+_KEY = "run folder"
+
+
+class Rendezvous:
+    """A key-value store on rank 0, on the port after the stage's own."""
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_seconds: float):
+        """Raises UserError when the ranks do not find each other in time."""
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        try:
+            self._store = TCPStore(address, port + 1, world_size, rank == 0, timeout, wait_for_workers=True)
+        except (DistStoreError, RuntimeError) as error:
+            raise UserError(
+                f"rank {rank} of {world_size} did not meet the others at {address}:{port + 1} within "
+                f"{timeout_seconds:.0f} s "
+                f"({str(error).splitlines()[0][:120]}); check that all ranks were started and that the "
+                "port is open"
+            ) from error
+
+    def announce(self, problem: str) -> None:
+        """Rank 0: the folder is ready (empty string), or why it is not."""
+        self._store.set(_KEY, problem)
+
+    def wait(self) -> str:
+        """Other ranks: what rank 0 announced. Raises UserError beyond the deadline."""
+        try:
+            self._store.wait([_KEY])
+        except (DistStoreError, RuntimeError) as error:
+            raise UserError("rank 0 did not prepare the run folder in time; see its output") from error
+        return bytes(self._store.get(_KEY)).decode()
