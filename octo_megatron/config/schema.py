@@ -28,8 +28,8 @@ class ParallelConfig:
     data_parallel_size: int = 1
     sequence_parallel: bool = False
     """Splits norms and dropouts along the sequence over the tensor-parallel ranks; needs tensor size > 1."""
-    distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
+    """Reduce gradients and gather parameters of the distributed optimizer while computing."""
 
     def __post_init__(self) -> None:
         for name in ("tensor_model_parallel", "pipeline_model_parallel", "virtual_pipeline_model_parallel",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +103,3 @@ def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> Worl
         parallel_state.get_data_parallel_world_size(),
     )
 
-
-def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

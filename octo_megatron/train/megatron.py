@@ -52,9 +52,9 @@ class MegatronTrainer:
         self.config = transformer_config(hf_config, layout, precision)
         plain = build_model(hf_config, layout, precision, self.config)
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=layout.distributed_optimizer,
+            use_distributed_optimizer=True,
             overlap_grad_reduce=layout.overlap_grad_reduce,
-            overlap_param_gather=layout.overlap_grad_reduce and layout.distributed_optimizer,
+            overlap_param_gather=layout.overlap_grad_reduce,
             grad_reduce_in_fp32=True,
         )
         self.models = [
@@ -76,7 +76,7 @@ class MegatronTrainer:
                 clip_grad=optimizer.clip_grad,
                 bf16=precision == "bf16",
                 params_dtype=self.config.params_dtype,
-                use_distributed_optimizer=layout.distributed_optimizer,
+                use_distributed_optimizer=True,
                 overlap_param_gather=ddp.overlap_param_gather,
             ),
             self.models,

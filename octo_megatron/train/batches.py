@@ -1,0 +1,60 @@
+"""Which samples of the mixture form the micro-batches of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from octo_megatron.config.schema import ParallelConfig, TrainNode
+from octo_megatron.data.mixture import Sample
+from octo_megatron.model.batch import Document, PackedBatch, pack
+
+
+def sample_positions(node: TrainNode, step: int, rank: int, size: int) -> list[list[int]]:
+    """Positions in the mixture of each micro-batch of data-parallel rank `rank` of `size` at step `step`.
+
+    The union over ranks is step x global_batch_size onwards, whatever the layout.
+    """
+    first, micro = step * node.global_batch_size, node.micro_batch_size
+    return [
+        list(range(start, start + micro))
+        for start in range(first + rank * micro, first + node.global_batch_size, size * micro)
+    ]
+
+
+def micro_batches(
+    node: TrainNode, sample: Callable[[int], Sample], step: int, rank: int, size: int, layout: ParallelConfig
+) -> list[PackedBatch]:
+    """The packed micro-batches of one step for one data-parallel rank."""
+    return [
+        pack([d for position in positions for d in documents(sample(position))], layout)
+        for positions in sample_positions(node, step, rank, size)
+    ]
+
+
+def validation_batches(
+    samples: Sequence[Sample], micro_batch_size: int, rank: int, size: int, layout: ParallelConfig
+) -> list[PackedBatch]:
+    """This rank's share of held-out samples; ranks with fewer get a repeated batch that counts nothing."""
+    groups = [samples[i : i + micro_batch_size] for i in range(0, len(samples), micro_batch_size)]
+    out = []
+    for start in range(0, len(groups), size):
+        index = start + rank
+        counts = 1.0 if index < len(groups) else 0.0
+        group = groups[min(index, len(groups) - 1)]
+        batch = pack([d for sample in group for d in documents(sample)], layout)
+        batch.loss_mask *= counts
+        out.append(batch)
+    return out
+
+
+def documents(sample: Sample) -> list[Document]:
+    """The documents (or parts of documents) of one window."""
+    tokens = torch.from_numpy(sample.tokens)
+    mask = torch.from_numpy(sample.loss_mask)
+    bounds = sample.cu_seqlens.tolist()
+    return [
+        Document(tokens[a:b], tokens[a + 1 : b + 1], mask[a:b])
+        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
