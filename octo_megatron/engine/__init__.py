@@ -1,0 +1,1 @@
+"""vLLM: start it in this process, sample from it, push weights into it."""

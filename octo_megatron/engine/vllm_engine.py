@@ -1,0 +1,222 @@
+"""vLLM in this process: token ids in, token ids with their log-probabilities out, weights pushed from a trainer.
+
+The one file that imports vllm. What vLLM does to the process:
+
+- undone around the import, the start and every call (`process_state.py`): environment variables, the global
+  seeds (set to 0) and states, `torch.set_num_threads` (made a no-op), warning filters, the garbage collector;
+- avoided: `torch.distributed` is joined before (`parallel.world.start`) or stays vLLM's own private world of
+  one; no worker processes (VLLM_ENABLE_V1_MULTIPROCESSING=0 for the start);
+- stays: `torch.accelerator.synchronize` and `empty_cache` do nothing on CPU from then on, memory is bound to the
+  NUMA node of the first allowed core, and objects that exist once the engine is up are never collected
+  (`gc.freeze`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from octo_megatron.config.errors import UserError
+from octo_megatron.engine.process_state import process_kept, random_state_kept
+from octo_megatron.model.families import HEAD, ModelShape, family_of
+from octo_megatron.model.hf_weights import tensor_shapes
+
+SUPPORTED = ((0, 25), (0, 32))
+"""First and last vLLM release that this file was run with."""
+_INSTALL = "`make env` installs it; on a GPU machine: pip install 'octo-megatron[gpu]'"
+
+try:
+    with process_kept():
+        import vllm
+        from vllm import LLM, SamplingParams
+        from vllm.outputs import RequestOutput
+except ImportError as error:
+    raise UserError(f"vllm cannot be imported ({error}); {_INSTALL}") from error
+
+_BLOCK = 32
+"""Tokens of a KV-cache block; the CPU kernels want multiples of 32."""
+_KV_LIMIT = 2 << 30
+"""Bytes of KV cache at most. A constant, so that what runs side by side does not depend on the machine."""
+_BYTES = {"fp32": 4, "bf16": 2}
+_VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a list of prompts is continued."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0: greedy."""
+    seeds: Sequence[int] | None = None
+    """One a prompt; needed unless greedy."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end an answer, usually the tokenizer's eos."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer."""
+
+    token_ids: list[int]
+    """With the stop token when there was one."""
+    logprobs: list[float]
+    """log p of each of token_ids under the unscaled distribution (temperature 1)."""
+    finished: bool
+    """It ended by itself; False: cut at max_tokens."""
+    weight_version: int
+    """Of the weights that produced it."""
+
+
+class Engine:
+    """One vLLM engine. Deterministic: same weights, prompts and seeds give the same tokens and log-probabilities.
+
+    With several processes every rank must construct its engine at the same time (vLLM makes process groups).
+    """
+
+    def __init__(self, folder: Path, precision: str, max_model_len: int, max_num_seqs: int, seed: int = 0):
+        """Start with random weights; `load_weights` brings the real ones.
+
+        Args:
+            folder: holds config.json (no tokenizer and no weights needed).
+            precision: fp32 or bf16.
+            max_model_len: tokens of a prompt with its answer, at most.
+            max_num_seqs: answers that grow side by side.
+
+        Raises:
+            UserError: vLLM's version is not supported, or the model is not.
+        """
+        _check_version()
+        self._hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = family_of(self._hf_config).shape(self._hf_config)
+        if max_model_len > shape.max_position_embeddings:
+            raise UserError(
+                f"prompt and answer may take {max_model_len} tokens, the model's max_position_embeddings is "
+                f"{shape.max_position_embeddings}; lower max_prompt_tokens or max_response_tokens"
+            )
+        self.max_model_len = max_model_len
+        self.weight_version = -1
+        distributed = dist.is_initialized() and dist.get_world_size() > 1
+        with process_kept():
+            # vLLM takes the size of the KV cache from this variable before it looks at its argument
+            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            self._llm = LLM(
+                str(folder),
+                dtype=_VLLM_DTYPES[precision],
+                load_format="dummy",
+                seed=seed,
+                enforce_eager=True,
+                disable_log_stats=True,
+                skip_tokenizer_init=True,
+                max_logprobs=1,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                # a prompt in pieces would draw once a piece, which vLLM cannot take back from a CPU generator
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(2048, max_model_len),
+                block_size=_BLOCK,
+                kv_cache_memory_bytes=_kv_bytes(shape, precision, max_model_len, max_num_seqs),
+                distributed_executor_backend="external_launcher" if distributed else None,
+            )
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """Continue token-id prompts; results in the order of `prompts`.
+
+        Nothing is remembered between calls: the prefix cache starts empty, so that a call gives the same bits
+        whatever came before it.
+        """
+        if not prompts:
+            return []
+        if sampling.temperature > 0 and (sampling.seeds is None or len(sampling.seeds) != len(prompts)):
+            raise ValueError("sampling at a temperature needs one seed a prompt")
+        longest = max(len(p) for p in prompts)
+        if longest + sampling.max_tokens > self.max_model_len:
+            raise ValueError(
+                f"{longest} prompt tokens + {sampling.max_tokens} > max_model_len {self.max_model_len}"
+            )
+        seeds = sampling.seeds if sampling.temperature > 0 and sampling.seeds else [None] * len(prompts)
+        settings = [_settings(sampling, seed) for seed in seeds]
+        with random_state_kept():
+            self._reset_prefix_cache()
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(p)} for p in prompts], settings, use_tqdm=False
+            )
+        return [self._completion(output, sampling) for output in outputs]
+
+    def load_weights(self, items: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace all weights by a full Hugging Face state dict and forget what the old ones computed.
+
+        Goes through `reload_weights`, which also packs the weights anew for the CPU kernels (writing into the
+        live parameters would not). `items` is walked once, tensor by tensor.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape than the model's config says.
+        """
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._checked(items)})
+        self._reset_prefix_cache()
+        self.weight_version = version
+
+    def _checked(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        # vLLM only warns about tensors that never came
+        expected = tensor_shapes(self._hf_config)
+        head, embedding = HEAD.hf[0], next(iter(expected))  # the table starts with the embedding
+        tied = head not in expected
+        for name, tensor in items:
+            if expected.pop(name, None) != tuple(tensor.shape):
+                raise ValueError(
+                    f"tensor {name} {list(tensor.shape)} is not one that the engine's model waits for"
+                )
+            yield name, tensor
+            if tied and name == embedding:
+                # on CPU vLLM multiplies by a packed copy of the head, which it packs anew only when the head
+                # itself comes; without this a tied engine goes on sampling from its first weights
+                yield head, tensor
+        if expected:
+            raise ValueError(f"{len(expected)} tensors did not come, the first is {next(iter(expected))}")
+
+    def _reset_prefix_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: a request is still running")
+
+    def _completion(self, output: RequestOutput, sampling: Sampling) -> Completion:
+        answer = output.outputs[0]
+        ids = list(answer.token_ids)
+        logprobs = [row[token].logprob for token, row in zip(ids, answer.logprobs or [], strict=True)]
+        return Completion(ids, logprobs, bool(ids) and ids[-1] in sampling.stop_ids, self.weight_version)
+
+
+def _settings(sampling: Sampling, seed: int | None) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        seed=seed,
+        logprobs=0,  # of the sampled token only
+        stop_token_ids=list(sampling.stop_ids),
+        ignore_eos=True,
+        detokenize=False,
+    )
+
+
+def _kv_bytes(shape: ModelShape, precision: str, max_model_len: int, max_num_seqs: int) -> int:
+    """Room for `max_num_seqs` answers of full length, within the limit and never less than one."""
+    block = 2 * shape.num_layers * shape.num_query_groups * shape.kv_channels * _BYTES[precision] * _BLOCK
+    blocks = -(-max_model_len // _BLOCK)
+    # vLLM keeps one block for itself
+    return max(min(block * (blocks * max_num_seqs + 1), _KV_LIMIT), block * (blocks + 1))
+
+
+def _check_version() -> None:
+    found = vllm.__version__
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+    first, last = SUPPORTED
+    if not first <= numbers <= last:
+        raise UserError(
+            f"vllm {found} is installed; supported are {first[0]}.{first[1]} to {last[0]}.{last[1]}; {_INSTALL}"
+        )
