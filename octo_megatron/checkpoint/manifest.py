@@ -62,7 +62,9 @@ def verify(folder: Path) -> None:
     for name, entry in read_json(folder / MANIFEST)["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"checkpoint {folder}: {name} is missing; delete this folder to fall back to an older one")
+            raise UserError(
+                f"checkpoint {folder}: {name} is missing; delete this folder to fall back to an older one"
+            )
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise UserError(

@@ -23,10 +23,20 @@ from octo_megatron.checkpoint.manifest import (
 from octo_megatron.config.errors import UserError
 from octo_megatron.parallel.world import World
 
-from megatron.core import dist_checkpointing, parallel_state  # isort: skip  (after the device seam)
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy  # isort: skip
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-__all__ = ["Trainable", "finished", "latest", "load", "load_weights", "read_extra", "save", "save_weights", "step_folder"]  # fmt: skip
+__all__ = [
+    "Trainable",
+    "finished",
+    "latest",
+    "load",
+    "load_weights",
+    "read_extra",
+    "save",
+    "save_weights",
+    "step_folder",
+]
 
 
 class Trainable(Protocol):
@@ -66,7 +76,9 @@ def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0)
             shutil.rmtree(old)
 
 
-def save_weights(folder: Path, models: Sequence[torch.nn.Module], extra: dict[str, Any], world: World) -> None:
+def save_weights(
+    folder: Path, models: Sequence[torch.nn.Module], extra: dict[str, Any], world: World
+) -> None:
     """Write weights only; collective."""
     _write(folder, lambda: _model_state(models), extra, world)
 
@@ -155,7 +167,12 @@ def _read(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_state(models: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    return {_key(models, i): m.sharded_state_dict(metadata=_metadata()) for i, m in enumerate(models)}
+    return {_key(models, i): _sharded(m) for i, m in enumerate(models)}
+
+
+def _sharded(model: Any) -> dict[str, Any]:
+    """Megatron's description of which rank holds what of a GPTModel."""
+    return dict(model.sharded_state_dict(metadata=_metadata()))
 
 
 def _fill(models: Sequence[torch.nn.Module], state: dict[str, Any]) -> None:

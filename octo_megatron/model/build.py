@@ -12,10 +12,10 @@ from octo_megatron.model.families import ModelShape, family_of
 from octo_megatron.model.layers import cpu_block_spec
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
 
-from megatron.core import parallel_state  # isort: skip  (after the device seam)
-from megatron.core.models.gpt import GPTModel  # isort: skip
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec  # isort: skip
-from megatron.core.transformer import TransformerConfig  # isort: skip
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer import TransformerConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -20,7 +20,7 @@ import octo_megatron.parallel.device  # noqa: F401  (before megatron)
 from octo_megatron.config.errors import UserError
 from octo_megatron.model.families import HEAD, Kind, ModelShape, Row, family_of
 
-from megatron.core import parallel_state  # isort: skip
+from megatron.core import parallel_state
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 

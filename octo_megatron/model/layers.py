@@ -15,12 +15,12 @@ from torch import Tensor
 from octo_megatron.model.batch import context_indices
 from octo_megatron.parallel import device  # noqa: F401  (before megatron.core)
 
-from megatron.core import parallel_state, tensor_parallel  # isort: skip
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # isort: skip
-from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip
-from megatron.core.transformer import TransformerConfig  # isort: skip
-from megatron.core.transformer.module import MegatronModule  # isort: skip
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build  # isort: skip  # fmt: skip
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -68,7 +68,9 @@ class DocumentAttention(MegatronModule):
     ) -> Tensor:
         """query [t, heads, d], key and value [t, groups, d] -> [t, heads, d]."""
         if packed_seq_params is None:
-            raise ValueError("DocumentAttention takes packed rows only: pass packed_seq_params (model/batch.py)")
+            raise ValueError(
+                "DocumentAttention takes packed rows only: pass packed_seq_params (model/batch.py)"
+            )
         cu_seqlens = packed_seq_params.cu_seqlens_q
         if self.context_group.size() > 1:
             return self._across_ranks(query, key, value, cu_seqlens)
@@ -78,7 +80,9 @@ class DocumentAttention(MegatronModule):
             return self._attend(query[None], key[None], value[None], causal=True)[0]
         if count * longest > 8 * total:  # one long document among many short ones: padding would dominate
             spans = list(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True))
-            parts = [self._attend(query[None, a:b], key[None, a:b], value[None, a:b], True)[0] for a, b in spans]
+            parts = [
+                self._attend(query[None, a:b], key[None, a:b], value[None, a:b], True)[0] for a, b in spans
+            ]
             return torch.cat(parts)
         # [documents, longest]: rows of the pack; what lies past a document's end repeats some row, and causal
         # attention never lets a document's own tokens see it
@@ -111,7 +115,8 @@ class DocumentAttention(MegatronModule):
         held = [context_indices(cu_seqlens, size, r) for r in range(size)]
         order = torch.cat(held).argsort()
         k, v = (
-            tensor_parallel.gather_from_sequence_parallel_region(x, group=self.context_group)[order] for x in (k, v)
+            tensor_parallel.gather_from_sequence_parallel_region(x, group=self.context_group)[order]
+            for x in (k, v)
         )
         position = torch.arange(k.shape[0])
         document = torch.bucketize(position, cu_seqlens[1:].long(), right=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,9 @@ def _cuda_generator() -> None:
 
 def _device_literals() -> None:
     """4: `device="cuda"` literals (gradient norm, number of tokens, causal mask) and pinned host memory."""
+    # `with torch.device(...)` knows the factories by identity: let it note the originals. Otherwise
+    # transformers, which builds models that way, loads them with rotary tables that were never written.
+    _device_constructors()
 
     def on_cpu(factory: Callable) -> Callable:
         @functools.wraps(factory)
@@ -147,7 +151,6 @@ BEFORE_MEGATRON: dict[int, Callable[[], None]] = {
     9: _no_compile,
 }
 AFTER_MEGATRON: dict[int, Callable[[], None]] = {7: _tracker_state, 8: _tracker_log, 10: _optimizer_load}
-
 
 
 def substitute() -> None:

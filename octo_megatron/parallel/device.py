@@ -7,6 +7,7 @@ Megatron-Core runs on CPU with gloo; nothing else in the package asks which of t
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -15,6 +16,10 @@ from octo_megatron.parallel import cpu_substitutions
 ON_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if ON_CUDA else torch.device("cpu")
 BACKEND = "nccl" if ON_CUDA else "gloo"
+
+# Megatron-Core repeats in every process which optional CUDA packages it did not find; `octo doctor` says it once.
+warnings.filterwarnings("ignore", module=r"megatron\.")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 if ON_CUDA:
     torch.cuda.set_device(DEVICE)

@@ -14,8 +14,8 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.parallel.device import BACKEND, DEVICE
 
-from megatron.core import parallel_state  # isort: skip  (after the device seam)
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # isort: skip
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,3 @@ def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> Worl
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -54,7 +55,4 @@ def documents(sample: Sample) -> list[Document]:
     tokens = torch.from_numpy(sample.tokens)
     mask = torch.from_numpy(sample.loss_mask)
     bounds = sample.cu_seqlens.tolist()
-    return [
-        Document(tokens[a:b], tokens[a + 1 : b + 1], mask[a:b])
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [Document(tokens[a:b], tokens[a + 1 : b + 1], mask[a:b]) for a, b in pairwise(bounds)]

@@ -16,11 +16,16 @@ from octo_megatron.model.build import build_model, transformer_config
 from octo_megatron.parallel.device import DEVICE
 from octo_megatron.parallel.world import World
 
-from megatron.core import parallel_state  # isort: skip  (after the device seam)
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # isort: skip  # fmt: skip
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig, get_megatron_optimizer  # isort: skip
-from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip
-from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
 
 TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
@@ -198,7 +203,9 @@ class MegatronTrainer:
         names, values = [], torch.zeros(0)
         if figures:
             names = list(figures[0])
-            values = torch.stack([torch.stack([f[n].float() for n in names]) for f in figures]).double().sum(0)
+            values = (
+                torch.stack([torch.stack([f[n].float() for n in names]) for f in figures]).double().sum(0)
+            )
             group = parallel_state.get_data_parallel_group(with_context_parallel=True)
             if group.size() > 1:
                 dist.all_reduce(values, group=group)

@@ -11,7 +11,14 @@ from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.digest import weights_sha256
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
-from octo_megatron.config.run_folder import MetricsFile, NodeContext, Progress, read_json, read_json_lines, write_json
+from octo_megatron.config.run_folder import (
+    MetricsFile,
+    NodeContext,
+    Progress,
+    read_json,
+    read_json_lines,
+    write_json,
+)
 from octo_megatron.config.schema import TrainNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.data.mixture import Mixture, Sample, validation
@@ -79,7 +86,9 @@ def run(ctx: NodeContext) -> None:
             row |= _validate(trainer, node, held_out)
             phases.mark("validation")
         metrics.write(row)
-        progress.update("train", step, node.steps, loss=row["loss"], tokens_per_second=row["tokens_per_second"])
+        progress.update(
+            "train", step, node.steps, loss=row["loss"], tokens_per_second=row["tokens_per_second"]
+        )
         if last or (node.checkpoint_interval and step % node.checkpoint_interval == 0):
             facts = {"kind": "train", "step": step, "lr": lr, "tokens": row["tokens"], "hf_config": hf_config}
             store.save(
@@ -113,7 +122,9 @@ def _begin(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> int:
         return 0
     checkpoint = store.latest(parent.checkpoints)
     if checkpoint is None:
-        raise UserError(f"node {ctx.name}: its parent {node.parent} has no checkpoint in {parent.checkpoints}")
+        raise UserError(
+            f"node {ctx.name}: its parent {node.parent} has no checkpoint in {parent.checkpoints}"
+        )
     facts = store.read_extra(checkpoint)
     trained = facts.get("kind") == "train"
     if trained and node.continue_lr:
@@ -173,7 +184,8 @@ def _result(
         "loss_last": sum(last) / len(last),
         "validation_first": by_source(checked[0]) if checked else {},
         "validation": by_source(checked[-1]) if checked else {},
-        "seconds": sum(row["seconds"] for row in steps) + sum(v for k, v in phases.seconds.items() if k not in ("data", "train")),
+        "seconds": sum(row["seconds"] for row in steps)
+        + sum(v for k, v in phases.seconds.items() if k not in ("data", "train")),
         "seconds_by_phase": phases.seconds,
         "parameters": parameters,
         "weights_sha256": sha256,

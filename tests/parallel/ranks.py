@@ -33,10 +33,12 @@ def run_ranks(
     )
     outputs, processes = [], []
     for rank in range(world_size):
-        output = tempfile.TemporaryFile("w+")
+        output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed below, after all ranks have ended)
         env = dict(common, RANK=str(rank), LOCAL_RANK=str(rank))
         command = [sys.executable, str(script), *arguments]
-        processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
+        )
         outputs.append(output)
     failed, hung = [], []
     for rank, process in enumerate(processes):

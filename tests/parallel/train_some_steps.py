@@ -1,6 +1,6 @@
 """Rank script: train a few steps of a small model on fixed packed documents and print losses as JSON.
 
-    train_some_steps.py '{"layout": {...}, "steps": 4, "load": DIR, "save": DIR, "save_at": 2, ...}'
+train_some_steps.py '{"layout": {...}, "steps": 4, "load": DIR, "save": DIR, "save_at": 2, ...}'
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def main(options: dict[str, Any]) -> None:
     layout = ParallelConfig(**options.get("layout", {}))
     world = worlds.start(layout, seed=3, timeout_seconds=120)
     trainer = MegatronTrainer(hf_config, layout, options.get("precision", "fp32"), OptimizerConfig(), world)
-    step = 0
+    first = 0
     if "load" in options:
-        step = int(store.load(Path(options["load"]), trainer, options.get("load_optimizer", True))["step"])
+        first = int(store.load(Path(options["load"]), trainer, options.get("load_optimizer", True))["step"])
 
     def batch(index: int) -> PackedBatch:
         generator = torch.Generator().manual_seed(index)
@@ -53,7 +53,7 @@ def main(options: dict[str, Any]) -> None:
         return pack(documents, layout)
 
     rows = []
-    for step in range(step, options["steps"]):
+    for step in range(first, options["steps"]):
         mine = range(world.data_parallel_rank, 4, world.data_parallel_size)
         result = trainer.train_step([batch(4 * step + i) for i in mine], next_token_loss, 1e-2)
         rows.append({"step": step + 1, "loss": result.sums["loss"], "grad_norm": result.grad_norm})
