@@ -10,10 +10,11 @@ not be monotone, so it describes no sequence. Tijdeman (Discrete Mathematics 32,
 which no method can beat for all weights: with d = 1 / (2S - 2), position n goes, among the sources with
 w_s (n + 1) - c_s >= d, to the one whose deadline (c_s + 1 - d) / w_s comes first.
 
-Shares are taken as whole millionths of their sum, w_s = a_s / D with whole numbers a_s (a share written with up
-to six decimals is exact). At n = D every count is exact, because its error is whole and below one, so the sequence
-has period D. One period is worked out when the mixture opens (a second for D = 10^6, whatever the size of the data;
-usual shares have a period of 20 or 100), and position i is looked up in it. All arithmetic is on integers.
+Shares are fractions w_s = a_s / D with D at most a million: exact for what has up to six decimals and for
+thirds, sevenths and the like; others are rounded to millionths. At n = D every count is exact, because its
+error is whole and below one, so the sequence has period D. One period is worked out when the mixture opens
+(a second for D = 10^6, whatever the size of the data; usual shares have a period of 20 or 100), and
+position i is looked up in it. The arithmetic is on whole numbers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import numpy as np
 from octo_megatron.config.errors import UserError
 
 _RESOLUTION = 1_000_000
+_TOLERANCE = 1e-12
+"""A share this near to a fraction is that fraction: decimals are not exact in binary."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,14 @@ class Blend:
     """Positions of each source in a period, in the order of `names`."""
 
     def __post_init__(self) -> None:
-        total = sum(self.shares.values())
         names = tuple(sorted(name for name, share in self.shares.items() if share != 0))
-        whole = [round(self.shares[name] / total * _RESOLUTION) for name in names]
-        for name, weight in zip(names, whole, strict=True):
-            if weight <= 0:
+        for name in names:
+            if self.shares[name] < 1 / _RESOLUTION:
                 raise UserError(
-                    f"share {self.shares[name]:g} of source '{name}' must be 0 or at least one millionth"
+                    f"share {self.shares[name]:g} of source '{name}' is not 0 and below one millionth"
                 )
-        divisor = math.gcd(*whole)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "weights", tuple(weight // divisor for weight in whole))
+        object.__setattr__(self, "weights", _fractions(tuple(self.shares[name] for name in names)))
 
     @property
     def period(self) -> int:
@@ -74,6 +74,25 @@ class Blend:
         round_, offset = divmod(n, self.period)
         inside = np.bincount(_period(self.weights)[0][:offset], minlength=len(self.names))
         return {name: round_ * self.weights[s] + int(inside[s]) for s, name in enumerate(self.names)}
+
+
+@lru_cache(maxsize=16)
+def _fractions(shares: tuple[float, ...]) -> tuple[int, ...]:
+    """Numerators a_s over the smallest D = sum(a_s) that gives the shares, or over 10^6."""
+    exact = np.array(shares) / math.fsum(shares)
+    for most in (2000, _RESOLUTION):
+        denominators = np.arange(1, most + 1)
+        fits = np.ones(most, bool)
+        for share in exact:
+            fits &= np.abs(share * denominators - np.rint(share * denominators)) <= _TOLERANCE * denominators
+        if fits.any():
+            whole = np.rint(exact * denominators[fits.argmax()])
+            return tuple(int(a) for a in whole)
+    whole = np.maximum(1, np.floor(exact * _RESOLUTION))
+    by_remainder = np.argsort(whole - exact * _RESOLUTION, kind="stable")
+    whole[by_remainder[: max(0, _RESOLUTION - int(whole.sum()))]] += 1
+    divisor = math.gcd(*(int(a) for a in whole))
+    return tuple(int(a) // divisor for a in whole)
 
 
 @lru_cache(maxsize=16)

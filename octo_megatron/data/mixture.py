@@ -1,8 +1,8 @@
 """Sample i of a mixture: a pure function of (seed, i), so it knows nothing of ranks, batches or run lengths.
 
 Position i goes to a source by the blend and is that source's j-th sample. A source of T training tokens has
-W = (T - 1) // seq_length windows; j = epoch x W + place, and the epoch's own permutation says which window stands
-at that place. Opening a mixture reads some headers, whatever its size; nothing is kept per sample.
+W = (T - 1) // seq_length windows; j = epoch x W + place, and the epoch's own permutation says which window
+stands at that place. Opening a mixture reads some headers, whatever its size; nothing is kept per sample.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Everything a run needs before its first node: `python -m octo_megatron.data.prepare RUN`.
 
 Writes RUN/tokenizer, RUN/hf_config.json, RUN/data/<source>/ and RUN/problems/<set>.jsonl for the sources and
-problem sets that some node uses. What is there and made from the same things is left alone; a kill leaves nothing
-half made, and the next call ends with the same bytes as an undisturbed one.
+problem sets that some node uses. What is there and made from the same things is left alone; a kill leaves
+nothing half made, and the next call ends with the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def _prepare_hf_config(run: RunFolder, hf_config: dict[str, Any], tokenizer: Tex
     if hf_config["vocab_size"] < tokenizer.size:
         raise UserError(
             f"model: vocab_size {hf_config['vocab_size']} is smaller than the tokenizer in "
-            f"{tokenizer.folder}, which has ids up to {tokenizer.size - 1}: choose a tokenizer that belongs to the model"
+            f"{tokenizer.folder}, which has ids up to {tokenizer.size - 1}: "
+            "choose a tokenizer that belongs to the model"
         )
     config = dict(hf_config)
     if config.get("eos_token_id") is None:

@@ -1,6 +1,7 @@
 """Rows of text files, one after another, with the place of each.
 
-Kinds: .jsonl, .jsonl.gz, .jsonl.zst, .json (a list), .parquet, .txt. Files are streamed (a .json list and a .txt are whole). A .txt file is one document, the row {"text": ...}.
+Kinds: .jsonl, .jsonl.gz, .jsonl.zst, .json (a list of rows), .parquet and .txt (one document, the row
+{"text": ...}). All but .json and .txt are streamed.
 """
 
 from __future__ import annotations

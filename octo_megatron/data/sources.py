@@ -4,8 +4,8 @@
     RUN/data/<source>/validation.bin, validation.idx     where validation_tokens > 0
     RUN/data/<source>/manifest.json                      what it holds and what it was made from
 
-The folder is made under a temporary name and renamed when whole, so it is there complete or not at all. What it
-holds is a pure function of the config, the files, the tokenizer and (built-in text) the seed.
+The folder is made under a temporary name and renamed when whole, so it is there complete or not at all. What
+it holds is a pure function of the config, the files, the tokenizer and (built-in text) the seed.
 """
 
 from __future__ import annotations

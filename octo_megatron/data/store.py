@@ -26,7 +26,7 @@ _CODES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
 
 
 def token_type(vocab_size: int) -> type[np.integer]:
-    """Number type of a token file by Megatron's rule, `DType.optimal_dtype`: uint16 below 65,500, else int32."""
+    """Number type of a token file by Megatron's rule (`DType.optimal_dtype`): uint16 or int32."""
     return np.uint16 if vocab_size < 65500 else np.int32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +36,7 @@ class _Strict(string.Formatter):
         return kwargs[key]  # type: ignore[index]  # a row's keys are strings, and `key` is one of them
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if "." in field_name.partition("[")[0]:
+        if "." in re.sub(r"\[[^\]]*\]", "", field_name):
             raise TemplateError(f"'{{{field_name}}}': use brackets for an item: {{field[item]}}")
         try:
             value, key = super().get_field(field_name, args, kwargs)
