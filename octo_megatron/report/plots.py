@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from octo_megatron.report.canvas import (
     margins,
     smooth,
 )
-from octo_megatron.report.read import RunRecord
+from octo_megatron.report.read import DONE, RunRecord
 from octo_megatron.report.style import (
     MARKER,
     MUTED,
@@ -64,7 +65,7 @@ def draw_all(run: RunRecord, summary: dict[str, Any], folder: Path) -> dict[str,
 
 def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     """Training loss and learning rate over tokens since the root; branches start where their parent ends."""
-    nodes = [node for node in run.of_kind("train") if node.metrics]
+    nodes = [node for node in run.of_kind("train") if node.rows("loss")]
     if not nodes:
         return None
     colours = node_colours(run)
@@ -74,14 +75,18 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     labels, starts = [], {}
     for node in nodes:
         start = run.path_tokens(node.name) - node.tokens
-        rows = [row for row in node.metrics if row.get("loss") is not None]
+        rows = node.rows("loss")
         x, y = [start + row["tokens"] for row in rows], [row["loss"] for row in rows]
         calm = smooth(y, max(1, len(y) // 80))
         colour, is_branch = colours[node.name], node.name in run.branches
         top.plot(x, y, color=colour, alpha=0.14 if is_branch else 0.22, linewidth=0.6)
         top.plot(x, calm, color=colour, linewidth=2)
         bottom.plot(
-            x, [row["lr"] for row in rows], color=colour, linewidth=2.2, linestyle=_dashes(run, node.name)
+            x,
+            [row.get("lr", math.nan) for row in rows],
+            color=colour,
+            linewidth=2.2,
+            linestyle=_dashes(run, node.name),
         )
         if is_branch:
             labels.append((x[-1], calm[-1], node.name, colour))
@@ -93,7 +98,7 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     top.set_xlim(0, max(run.path_tokens(node.name) for node in nodes))
     end_labels(top, labels)
     for start, name in starts.items():
-        for axes in (top, bottom):
+        for axes in (top, bottom) if start else ():
             axes.axvline(start, color="#98a1b0", linewidth=1, linestyle=(0, (3, 3)), zorder=0)
         top.annotate(name, (start, 1), xycoords=("data", "axes fraction"), xytext=(3, 4),
                      textcoords="offset points", color=MUTED, fontsize=9.5)  # fmt: skip
@@ -122,9 +127,9 @@ def _dashes(run: RunRecord, name: str) -> Any:
 def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     """Mean sampled reward and mean answer length per RL step: raw values light, their running mean strong.
 
-    The figures at the right are those of the summary: means of the last five steps.
+    The figures at the right are those of the summary, means of the last steps; … marks a run that goes on.
     """
-    runs = {name: node for name, node in run.rl_names.items() if node.metrics}
+    runs = {name: node for name, node in run.rl_names.items() if node.rows("reward", "response_length")}
     if not runs:
         return None
     colours = node_colours(run)
@@ -138,7 +143,7 @@ def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     ):
         labels = []
         for name, node in runs.items():
-            rows = [row for row in node.metrics if row.get(key) is not None]
+            rows = node.rows("reward", "response_length")
             x, y = [row["step"] for row in rows], [row[key] for row in rows]
             colour, calm = colours[node.name], smooth(y, 2)
             axes.plot(
@@ -146,9 +151,8 @@ def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
             )
             axes.plot(x, calm, color=colour, linewidth=2.3)
             end = summary["rl"][name]["reward" if key == "reward" else "length"][1]
-            labels.append(
-                (x[-1], calm[-1], f"{name}  {end:.2f}" if key == "reward" else f"{name}  {end:.0f}", colour)
-            )
+            text = f"{name}  {end:.2f}" if key == "reward" else f"{name}  {end:.0f}"
+            labels.append((x[-1], calm[-1], text if node.state == DONE else f"{text} …", colour))
         axes.set_title(title)
         axes.set_xlabel("RL step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -170,9 +174,9 @@ def accuracy(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         dict.fromkeys(key for name in rows for key in summary["rl"][name] if key.startswith("accuracy_"))
     )
     colours = {name: node_colours(run)[run.rl_names[name].name] for name in rows}
-    height = 1.5 + 0.4 * len(rows)
+    height = 1.25 + 0.4 * len(rows)
     picture = figure_of(height)
-    picture.subplots_adjust(**margins(height, label_inches(rows), 1.15, 0.75, 0.55), wspace=0.42)
+    picture.subplots_adjust(**margins(height, label_inches(rows) + 0.1, 1.15, 0.5, 0.55), wspace=0.42)
     panels = picture.subplots(1, len(sets), squeeze=False, sharey=True)[0]
     for axes, key in zip(panels, sets, strict=True):
         for place, name in enumerate(rows):
@@ -187,9 +191,10 @@ def accuracy(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
             }
             axes.plot([before, after], [place, place], color=colours[name], linewidth=3, alpha=0.45)
             axes.plot(after, place, "o", markerfacecolor=colours[name], **dot)
-            axes.plot(
-                before, place, "o", markerfacecolor=PAPER if abs(after - before) > 0.02 else "none", **dot
-            )
+            if abs(after - before) > 0.02:
+                axes.plot(before, place, "o", markerfacecolor=PAPER, **dot)
+            else:  # a ring around the dot, where a hollow dot would hide it
+                axes.plot(before, place, "o", markerfacecolor="none", **dot | {"markersize": 14})
             axes.annotate(f"{before:.2f} → {after:.2f}", (1, place), xycoords=("axes fraction", "data"),
                           xytext=(14, 0), textcoords="offset points", va="center", weight="bold",
                           color=colours[name])  # fmt: skip
@@ -202,9 +207,10 @@ def accuracy(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     dots = [Line2D([], [], linestyle="", marker="o", markersize=8, markeredgewidth=1.6, markeredgecolor=MUTED,
                    markerfacecolor=fill) for fill in (PAPER, MUTED)]  # fmt: skip
     picture.legend(
-        dots, ["before RL", "after RL"], loc="upper right", ncols=2, handletextpad=0.2, borderaxespad=0
+        dots, ["before RL", "after RL"], loc="upper right", ncols=2, handletextpad=0.2, borderaxespad=0.4
     )
     panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].tick_params(axis="y", pad=12)
     colour_ticks(panels, list(colours.values()))
     return picture
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.loading import digest, from_plain, to_plain
+from octo_megatron.config.loading import digest, load_lineage, to_plain
 from octo_megatron.config.run_folder import RunFolder, read_json, read_json_lines
 from octo_megatron.config.schema import LineageConfig, NodeConfig, TrainNode
 
@@ -42,16 +41,28 @@ class NodeRecord:
     def parent(self) -> str | None:
         return self.config.parent
 
+    def rows(self, *keys: str) -> list[dict[str, Any]]:
+        """The steps at which all of these metrics are finite numbers."""
+        return [
+            row
+            for row in self.metrics
+            if all(row.get(key) is not None and math.isfinite(row[key]) for key in keys)
+        ]
+
     def series(self, key: str) -> list[float]:
-        """The values of one metric, one a step, steps without it left out."""
-        return [float(row[key]) for row in self.metrics if row.get(key) is not None]
+        """The finite values of one metric, by step."""
+        return [float(row[key]) for row in self.rows(key)]
 
     @property
     def tokens(self) -> int:
         """Mid-training tokens consumed by this node so far (0 for other kinds)."""
         if self.kind != "train":
             return 0
-        return int(self.done.get("tokens") or (self.metrics[-1]["tokens"] if self.metrics else 0))
+        return int(self.done.get("tokens") or max(self.series("tokens"), default=0))
+
+    @property
+    def last_step(self) -> int:
+        return int(max(self.series("step"), default=0))
 
 
 @dataclass(frozen=True)
@@ -133,15 +144,8 @@ def _read_lineage(folder: RunFolder) -> tuple[LineageConfig, str]:
         raise UserError(
             f"{folder.root} is not a run folder (no lineage.yaml in it); `octo run` or `octo demo` makes one"
         )
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(plain, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping of keys")
-    recorded = plain.pop("digest", None)
-    lineage = from_plain(plain.get("lineage", plain))
-    return lineage, str(recorded or digest(to_plain(lineage)))
+    lineage = load_lineage(path)
+    return lineage, digest(to_plain(lineage))
 
 
 def _read_node(folder: RunFolder, name: str, config: NodeConfig) -> NodeRecord:

@@ -37,6 +37,8 @@ def summary_of(run: RunRecord) -> dict[str, Any]:
         "seed": run.lineage.seed,
         "digest": run.digest,
         "finished": run.finished,
+        "roots": run.roots,
+        "branches": run.branches,
         "states": {name: node.state for name, node in run.nodes.items()},
         "claim": check_claim(rl, run.roots, run.branches),
         "rl": rl,
@@ -73,8 +75,13 @@ def ends(values: list[float], window: int = WINDOW) -> list[float | None]:
     """[mean of the first, mean of the last] `window` values, fewer if they would overlap; None if empty."""
     if not values:
         return [None, None]
-    n = max(1, min(window, len(values) // 2))
+    n = window_of(len(values), window)
     return [math.fsum(values[:n]) / n, math.fsum(values[-n:]) / n]
+
+
+def window_of(count: int, window: int = WINDOW) -> int:
+    """How many of `count` values make each end: `window`, or half of them where two would overlap."""
+    return max(1, min(window, count // 2)) if count else 0
 
 
 def _rl(node: NodeRecord, run: RunRecord) -> dict[str, Any]:
@@ -84,12 +91,12 @@ def _rl(node: NodeRecord, run: RunRecord) -> dict[str, Any]:
     by_set = {
         name: [_accuracy(evaluation, when, name) for when in ("before", "after")] for name in config.evaluate
     }
-    steps = len(node.metrics)
+    steps, samples = node.last_step, len(node.rows("reward"))
     entry: dict[str, Any] = {
         "node": node.name,
         "state": node.state,
         "steps": [steps, config.steps],
-        "window": max(1, min(WINDOW, steps // 2)) if steps else 0,
+        "window": window_of(samples),
         "reward": ends(node.series("reward")),
         "accuracy": by_set[config.evaluate[0]] if config.evaluate else [None, None],
         "length": ends(node.series("response_length")),
@@ -116,7 +123,7 @@ def _train(node: NodeRecord, run: RunRecord) -> dict[str, Any]:
     return {
         "state": node.state,
         "parent": node.parent,
-        "steps": [len(node.metrics), config.steps],
+        "steps": [node.last_step, config.steps],
         "tokens": node.tokens,
         "path_tokens": run.path_tokens(node.name),
         "tokens_by_source": done.get("tokens_by_source") or {},
