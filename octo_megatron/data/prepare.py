@@ -117,8 +117,7 @@ def _prepare_tokenizer(run: RunFolder, lineage: LineageConfig, hf_config: dict[s
             what = "model" if lineage.tokenizer == "model" else "tokenizer"
             raise UserError(f"{what}: no folder at '{origin}' to take the tokenizer from")
         wanted = {"tokenizer": str(origin), "origin_sha256": fingerprint(origin)}
-    there = note.is_file() and (run.tokenizer / "tokenizer.json").is_file()
-    if there and read_json(note) == wanted | {"sha256": fingerprint(run.tokenizer)}:
+    if note.is_file() and read_json(note) == wanted | {"files": _digests(run.tokenizer)}:
         return
     temporary = run.tokenizer.with_name(".tokenizer.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -141,7 +140,13 @@ def _prepare_tokenizer(run: RunFolder, lineage: LineageConfig, hf_config: dict[s
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    write_json(note, wanted | {"sha256": fingerprint(run.tokenizer)})
+    write_json(note, wanted | {"files": _digests(run.tokenizer)})
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of each tokenizer file that is there."""
+    paths = [folder / name for name in _TOKENIZER_FILES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
 def _prepare_hf_config(run: RunFolder, hf_config: dict[str, Any], tokenizer: TextTokenizer) -> None:

@@ -21,7 +21,7 @@ from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import read_json, write_json
 from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data import builtin, read
-from octo_megatron.data.store import TokenWriter, token_type
+from octo_megatron.data.store import TokenStore, TokenWriter, token_type
 from octo_megatron.data.template import TemplateError, render
 from octo_megatron.data.tokenizer import TextTokenizer
 
@@ -53,8 +53,8 @@ def prepare_source(
         "tokenizer_sha256": tokenizer.sha256,
         "inputs": _inputs(config),
     }
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and wanted.items() <= (found := read_json(manifest)).items():
+    found = _found(folder, wanted)
+    if found is not None:
         return found
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -100,6 +100,21 @@ def texts(name: str, config: SourceConfig, seed: int) -> Iterator[str]:
                 ) from None
             if text.strip():
                 yield text
+
+
+def _found(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a source that is whole and made from what is wanted."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    found = read_json(folder / "manifest.json")
+    if not wanted.items() <= found.items():
+        return None
+    try:
+        for part in ("train", "validation") if found["validation_tokens"] else ("train",):
+            TokenStore(folder / part)
+    except UserError:
+        return None
+    return found
 
 
 def _write(
