@@ -237,6 +237,11 @@ class RLNode(NodeConfig):
 
     def __post_init__(self) -> None:
         total = self.prompts_per_step * self.samples_per_prompt
+        _require(
+            self.temperature == 1.0,
+            f"temperature is {self.temperature:g}; GRPO samples at 1.0, the temperature that the trainer's "
+            "log-probabilities belong to",
+        )
         _require(self.samples_per_prompt >= 2, "samples_per_prompt must be at least 2: GRPO compares answers")
         _require(
             self.updates_per_step >= 1 and self.prompts_per_step % self.updates_per_step == 0,

@@ -17,8 +17,8 @@ import torch
 def random_state_kept() -> Iterator[None]:
     """Python's, NumPy's and torch's global generators leave as they came.
 
-    vLLM seeds all of them when an engine starts, and on CPU draws from torch's in every sampling step even when
-    each request has its own seed; Megatron keeps its states there.
+    vLLM seeds all of them when an engine starts, and on CPU draws from torch's in every sampling step even
+    when each request has its own seed; Megatron keeps its states there.
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -39,8 +39,8 @@ def process_kept() -> Iterator[None]:
     - The environment: vLLM writes LD_PRELOAD, LOCAL_WORLD_SIZE, VLLM_WORKER_MULTIPROC_METHOD, TORCHINDUCTOR_*
       and more; children would inherit them.
     - `torch.set_num_threads`: replaced by a function that does nothing.
-    - The garbage collector: off meanwhile, and what exists is set aside first. vLLM collects five times while it
-      starts; over the objects of torch and Megatron that alone is more than a second.
+    - The garbage collector: off meanwhile, and what exists is set aside first. vLLM collects five times while
+      it starts; over the objects of torch and Megatron that alone is more than a second.
     """
     environment, set_num_threads = dict(os.environ), torch.set_num_threads
     threads, collecting = torch.get_num_threads(), gc.isenabled()

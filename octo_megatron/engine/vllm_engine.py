@@ -1,4 +1,4 @@
-"""vLLM in this process: token ids in, token ids with their log-probabilities out, weights pushed from a trainer.
+"""vLLM in this process: token ids in, token ids with log-probabilities out, weights pushed from a trainer.
 
 The one file that imports vllm. What vLLM does to the process:
 
@@ -6,8 +6,8 @@ The one file that imports vllm. What vLLM does to the process:
   seeds (set to 0) and states, `torch.set_num_threads` (made a no-op), warning filters, the garbage collector;
 - avoided: `torch.distributed` is joined before (`parallel.world.start`) or stays vLLM's own private world of
   one; no worker processes (VLLM_ENABLE_V1_MULTIPROCESSING=0 for the start);
-- stays: `torch.accelerator.synchronize` and `empty_cache` do nothing on CPU from then on, memory is bound to the
-  NUMA node of the first allowed core, and objects that exist once the engine is up are never collected
+- stays: `torch.accelerator.synchronize` and `empty_cache` do nothing on CPU from then on, memory is bound to
+  the NUMA node of the first allowed core, and objects that exist once the engine is up are never collected
   (`gc.freeze`).
 """
 
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -75,7 +77,7 @@ class Completion:
 
 
 class Engine:
-    """One vLLM engine. Deterministic: same weights, prompts and seeds give the same tokens and log-probabilities.
+    """One vLLM engine. Deterministic: same weights, prompts and seeds, same tokens and log-probabilities.
 
     With several processes every rank must construct its engine at the same time (vLLM makes process groups).
     """
@@ -125,6 +127,13 @@ class Engine:
                 kv_cache_memory_bytes=_kv_bytes(shape, precision, max_model_len, max_num_seqs),
                 distributed_executor_backend="external_launcher" if distributed else None,
             )
+
+    @classmethod
+    def of(cls, hf_config: dict[str, Any], precision: str, max_model_len: int, max_num_seqs: int) -> Engine:
+        """An engine for a Hugging Face config that lies in no folder of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
+            return cls(Path(folder), precision, max_model_len, max_num_seqs)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """Continue token-id prompts; results in the order of `prompts`.
@@ -218,5 +227,6 @@ def _check_version() -> None:
     first, last = SUPPORTED
     if not first <= numbers <= last:
         raise UserError(
-            f"vllm {found} is installed; supported are {first[0]}.{first[1]} to {last[0]}.{last[1]}; {_INSTALL}"
+            f"vllm {found} is installed; supported are {first[0]}.{first[1]} to {last[0]}.{last[1]}; "
+            + _INSTALL
         )

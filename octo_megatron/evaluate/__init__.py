@@ -1,0 +1,1 @@
+"""Accuracy on problem sets, sampled with vLLM."""

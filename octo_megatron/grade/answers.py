@@ -20,8 +20,9 @@ _verifier = Verifier()
 def grade(text: str, answer: str) -> float:
     """1.0 or 0.0. `answer`: the right one, without a mark. Neither format nor length counts.
 
-    Plain numbers are compared exactly and at once; everything else (fractions, LaTeX, sets, intervals) goes to
-    math-verify in a process of its own with limits, so a hostile answer costs its own reward and nothing else.
+    Plain numbers are compared exactly and at once; everything else (fractions, LaTeX, sets, intervals) goes
+    to math-verify in a process of its own with limits, so a hostile answer costs its own reward and nothing
+    else.
     """
     found = marked_answer(text)
     if found is None or len(found) > _ANSWER_LIMIT:

@@ -1,8 +1,8 @@
 """math-verify in a process of its own, with a deadline and a memory limit.
 
 math-verify's own time limit is a signal: it works in the main thread only and cannot interrupt one long
-operation of C code such as 10**10**10. A process can be ended, so nothing that an answer asks of sympy can stop,
-fill or crash the process that trains.
+operation of C code such as 10**10**10. A process can be ended, so nothing that an answer asks of sympy can
+stop, fill or crash the process that trains.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Verifier:
         if self._line(self._process, START_SECONDS) != b"ready":
             self._end()
             raise UserError(
-                "math-verify does not start: try `python -m octo_megatron.grade.verifier_process` to see why, "
-                "and `make env` to install it"
+                "math-verify does not start: `python -m octo_megatron.grade.verifier_process` shows why, "
+                "`make env` installs it"
             )
         return self._process
 

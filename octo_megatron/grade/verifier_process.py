@@ -1,4 +1,4 @@
-"""The process behind `Verifier`: reads [found, answer] as a JSON line, writes true or false. Ends with its input."""
+"""The process behind `Verifier`: reads [found, answer] as a JSON line, writes true or false."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def scenario(folder: Path) -> dict:
     ideal = torch.distributions.Multinomial(4000, probs=p).sample() / 4000
     out["distance_of_torch"] = (ideal - p).abs().sum().item() / 2
     errors = []
-    for wrong in (items(a)[:-1], items(a) + [("model.extra.weight", torch.zeros(1))], items(u)):
+    for wrong in (items(a)[:-1], [*items(a), ("model.extra.weight", torch.zeros(1))], items(u)):
         try:
             engine.load_weights(wrong, 9)
         except ValueError as error:
