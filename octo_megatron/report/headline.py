@@ -19,8 +19,9 @@ def headline(summary: dict[str, Any]) -> str:
             f"{_listed(climbs)}. {_capital(claim['highest'])} ends highest."
         )
     if claim["holds"] is False:
-        return f"The expected effect does not hold in this run: {_listed(failures(summary))}."
-    return f"Sampled reward over RL: {_listed(_changes(ended, 'reward'))}."
+        return f"The expected effect does not hold in this run: {'; '.join(failures(summary))}."
+    so_far = "" if all(entry["state"] == "done" for entry in summary["rl"].values()) else " done so far"
+    return f"Sampled reward over the RL runs{so_far}: {_listed(_changes(ended, 'reward'))}."
 
 
 def lede(summary: dict[str, Any]) -> str:
@@ -48,12 +49,15 @@ def failures(summary: dict[str, Any]) -> list[str]:
         said.append(f"{claim['base']} ends at {_end(rl[claim['base']])}, not below {limits['base_below']}")
     flat = [name for name, climbs in claim["branches_climb"].items() if not climbs]
     if flat:
-        gains = [f"{name} {rl[name]['reward'][1] - rl[name]['reward'][0]:+.2f}" for name in flat]
-        said.append(f"{_listed(gains)} over RL {_is(gains)} less than {limits['climb_at_least']:+}")
+        gains = [f"{rl[name]['reward'][1] - rl[name]['reward'][0]:+.2f}" for name in flat]
+        verb = "gains" if len(flat) == 1 else "gain"
+        said.append(
+            f"{_listed(flat)} {verb} {_listed(gains)} over RL, less than {limits['climb_at_least']:+}"
+        )
     low = [name for name, above in claim["branches_end_above_half"].items() if not above]
     if low:
-        ends = [f"{name} {_end(rl[name])}" for name in low]
-        said.append(f"{_listed(ends)} at the end {_is(ends)} not above {limits['end_above']}")
+        ends, verb = [_end(rl[name]) for name in low], "ends" if len(low) == 1 else "end"
+        said.append(f"{_listed(low)} {verb} at {_listed(ends)}, not above {limits['end_above']}")
     if claim["long_is_longest"] is False:
         said.append(f"the longest answers come from {claim['longest']}, not from long")
     return said
@@ -125,10 +129,6 @@ def _changes(entries: dict[str, Any], key: str) -> list[str]:
 
 def _end(entry: dict[str, Any]) -> str:
     return figure(entry["reward"][1], 2)
-
-
-def _is(things: list[str]) -> str:
-    return "is" if len(things) == 1 else "are"
 
 
 def _capital(text: str) -> str:

@@ -43,7 +43,8 @@ def table(
     top = element("tr", joined([element("th", cell, scope="col") for cell in head]))
     if groups:
         spans = [
-            element("th", title, colspan=str(span), class_="group" if title else "") for title, span in groups
+            element("th", title, colspan=str(span), class_="group" if title else "blank")
+            for title, span in groups
         ]
         top = joined([element("tr", joined(spans)), top])
     body = joined(

@@ -112,7 +112,12 @@ def _unfinished(run: RunRecord) -> Html:
         said.append(text(f" Begun: {name}{where}."))
     if names(MISSING):
         said.append(text(f" Not begun: {', '.join(names(MISSING))}."))
-    said.append(text(" What is missing is left out below; octo run with the same lineage goes on from here."))
+    for node in run.nodes.values():
+        if node.error:
+            said.append(text(f" {node.name} failed: {node.error}"))
+    said.append(
+        text(" What is missing is left out below; “octo run” with the same lineage goes on from here.")
+    )
     return joined(said)
 
 
@@ -120,7 +125,7 @@ def _lineage(run: RunRecord, summary: dict[str, Any]) -> Html:
     caption = (
         "Each box starts from the weights of the box at its left. Tokens: of the node, and of the whole path "
         "from the root. Loss: first step → mean of the last 20. Reward: means of the first → of the last RL "
-        "steps. ✓ done, … begun, ○ not begun."
+        "steps. ✓ done, … begun, ○ not begun, ✗ failed."
     )
     drawing = joined([Html(lineage_svg(run, summary)), element("figcaption", caption)])
     return joined([element("h2", "The lineage"), element("figure", drawing)])
@@ -136,7 +141,8 @@ def _results(run: RunRecord, summary: dict[str, Any], pictures: dict[str, Path])
         )
     else:
         parts.append(element("p", "No RL step has been made yet, so there are no curves.", class_="note"))
-    parts.append(result_rows(run, summary))
+    if any(entry["steps"][0] for entry in summary["rl"].values()):
+        parts.append(result_rows(run, summary))
     if "accuracy" in pictures:
         caption = (
             "Greedy answers to problems held out from RL. To the right is better; a filled dot to the left of "
@@ -214,10 +220,11 @@ def _time(run: RunRecord, summary: dict[str, Any], pictures: dict[str, Path]) ->
 
 
 def _provenance(run: RunRecord, summary: dict[str, Any]) -> Html:
+    made = element("div", joined([digests_table(run, summary), versions_table(summary)]), class_="two")
     parts = [
         element("h2", "What made this"),
         exports_table(run, summary),
-        element("div", joined([digests_table(run, summary), versions_table(summary)]), class_="two"),
+        made if summary["digests"] else "",
         element("h3", "Configuration (resolved; values that are not the default)"),
         config_excerpt(run),
         element(

@@ -72,7 +72,7 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     picture = figure_of(5.4)
     picture.subplots_adjust(**margins(5.4, left=0.72, right=0.85, top=0.62, bottom=0.5))
     top, bottom = picture.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.1})
-    labels, starts = [], {}
+    labels, starts, rates = [], {}, []
     for node in nodes:
         start = run.path_tokens(node.name) - node.tokens
         rows = node.rows("loss")
@@ -81,16 +81,14 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         colour, is_branch = colours[node.name], node.name in run.branches
         top.plot(x, y, color=colour, alpha=0.14 if is_branch else 0.22, linewidth=0.6)
         top.plot(x, calm, color=colour, linewidth=2)
-        bottom.plot(
-            x,
-            [row.get("lr", math.nan) for row in rows],
-            color=colour,
-            linewidth=2.2,
-            linestyle=_dashes(run, node.name),
-        )
+        rates.append((x, [row.get("lr", math.nan) for row in rows], colour, _dashes(run, node.name)))
         if is_branch:
             labels.append((x[-1], calm[-1], node.name, colour))
         starts[start] = "branches" if is_branch and len(run.branches) > 1 else node.name
+    for x, y, colour, _ in rates:
+        bottom.plot(x, y, color=colour, linewidth=2.2)
+    for x, y, colour, dashes in rates:
+        bottom.plot(x, y, color=colour, linewidth=2.2, linestyle=dashes)
     # the first steps from random weights would press everything else flat
     seen = sorted(value for node in nodes for value in node.series("loss"))
     low, high = seen[0], seen[min(len(seen) - 1, int(len(seen) * 0.985))]
@@ -159,7 +157,7 @@ def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         axes.set_xlim(0.5, max(x for x, *_ in labels) + 0.5)
         axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.04)
         if key == "reward":
-            axes.set_ylim(-0.02, max(0.3, min(1.02, axes.get_ylim()[1])))
+            axes.set_ylim(-0.02, 1.02 if axes.get_ylim()[1] > 0.6 else max(0.3, axes.get_ylim()[1]))
         axes.grid(axis="x", visible=False)
         end_labels(axes, labels)
     return picture

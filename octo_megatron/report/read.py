@@ -32,6 +32,8 @@ class NodeRecord:
     """done.json; empty unless the state is DONE."""
     progress: dict[str, Any] = field(default_factory=dict)
     """progress.json; empty when there is none."""
+    error: str = ""
+    """Why the last try failed; empty when it did not."""
 
     @property
     def kind(self) -> str:
@@ -154,7 +156,8 @@ def _read_node(folder: RunFolder, name: str, config: NodeConfig) -> NodeRecord:
     progress = read_json(node.progress) if node.progress.is_file() else {}
     done = node.result() if node.is_done() else {}
     state = DONE if done else RUNNING if metrics or progress else MISSING
-    return NodeRecord(name, config, node.root, state, metrics, done, progress)
+    error = str(read_json(node.error).get("message", "")) if not done and node.error.is_file() else ""
+    return NodeRecord(name, config, node.root, state, metrics, done, progress, error)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

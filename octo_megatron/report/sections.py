@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -105,7 +104,7 @@ def training_table(run: RunRecord, summary: dict[str, Any]) -> Html:
                 tokens_text(entry["path_tokens"]),
                 pair(entry["loss"], 3),
                 _validation(entry["validation"], entry["validation_first"], mixture),
-                " → ".join("–" if rate is None else f"{rate:.3g}" for rate in entry["lr"]),
+                "–" if None in entry["lr"] else " → ".join(f"{rate:.3g}" for rate in entry["lr"]),
                 "–"
                 if hand is None
                 else "unbroken"
@@ -164,19 +163,13 @@ def time_table(run: RunRecord, summary: dict[str, Any]) -> Html:
     )
 
 
-def _inside(run: RunRecord, path: str | None) -> str:
-    """A path as seen from the run folder, where it lies in it."""
-    root = str(run.folder.root.resolve()) + "/"
-    return str(Path(path).resolve()).removeprefix(root) if path else "–"
-
-
 def exports_table(run: RunRecord, summary: dict[str, Any]) -> Html:
     """Imports and exports with what their gate measured."""
     rows = [
         [
             name,
             entry["parent"] or "–",
-            element("code", _inside(run, entry["hf"])),
+            element("code", f"nodes/{name}/hf" if run.nodes[name].kind == "export" else entry["hf"] or "–"),
             "–" if entry["bytes"] is None else f"{entry['bytes'] / 1e6:.1f} MB",
             "–" if entry["max_logit_difference"] is None else f"{entry['max_logit_difference']:.1e}",
         ]

@@ -87,5 +87,6 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def pair(values: list[float | None], digits: int = 3) -> str:
-    """start → end."""
-    return f"{figure(values[0], digits)} → {figure(values[1], digits)}" if values != [None, None] else "–"
+    """start → end, which no line break parts."""
+    ends = f"{figure(values[0], digits)}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{figure(values[1], digits)}"
+    return ends if values != [None, None] else "–"

@@ -15,10 +15,11 @@ h1 { font-size:31px; line-height:1.22; letter-spacing:-.012em; font-weight:700; 
 h2 { font-size:20px; letter-spacing:-.006em; margin:46px 0 6px; }
 h3 { font-size:14px; margin:26px 0 6px; }
 p, .note { max-width:46em; margin:0 0 12px; }
+.note { margin-top:12px; }
 .lede { font-size:17px; color:var(--muted); margin:14px 0 0; }
 .banner { background:#fff6e9; border-left:4px solid #c97a00; padding:11px 16px; margin:20px 0 0; max-width:none; }
 .checks { list-style:none; margin:22px 0 0; padding:0; display:grid; gap:12px;
-  grid-template-columns:repeat(auto-fit,minmax(215px,1fr)); }
+  grid-template-columns:repeat(auto-fit,minmax(188px,1fr)); }
 .checks li { background:var(--wash); border-radius:6px; padding:11px 14px; font-size:13.5px; line-height:1.4; }
 .checks b { display:block; font-size:14px; }
 .yes b::before { content:"✓\\00a0"; color:var(--good); } .no b::before { content:"✗\\00a0"; color:var(--bad); }
@@ -29,11 +30,12 @@ figcaption { color:var(--muted); font-size:13.5px; max-width:56em; margin-top:6p
 .scroll { overflow-x:auto; }
 table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; margin:12px 0 0; width:100%; }
 th, td { text-align:right; padding:6px 12px 6px 0; border-bottom:1px solid var(--rule); white-space:nowrap; }
+thead th { white-space:normal; }
 th { font-weight:600; color:var(--muted); border-bottom:1.5px solid #b6bcc8; vertical-align:bottom; }
 th:first-child, td:first-child, .left { text-align:left; } th:last-child, td:last-child { padding-right:0; }
 tbody th { color:var(--ink); border-bottom:1px solid var(--rule); }
 table.narrow { width:auto; min-width:420px; }
-th.group { text-align:center; border-bottom:1px solid var(--rule); }
+th.group { text-align:center; border-bottom:1px solid var(--rule); } th.blank { border-bottom:0; }
 .best { font-weight:700; } .dim { color:var(--muted); }
 .dot { display:inline-block; width:10px; height:10px; border-radius:50%; margin-right:8px; }
 .table-note { color:var(--muted); font-size:13px; margin:8px 0 0; max-width:60em; }
@@ -55,6 +57,8 @@ footer { margin-top:52px; padding-top:14px; border-top:1px solid var(--rule); co
 @media print {
   body { font-size:10pt; } main { padding:0; max-width:none; } h1 { font-size:19pt; } h2 { break-after:avoid; }
   figure, svg.lineage, tr, .checks li { break-inside:avoid; } .scroll { overflow:visible; }
+  h3, h2 + p { break-after:avoid; } .checks { grid-template-columns:repeat(4,1fr); gap:8px; }
+  .two { grid-template-columns:3fr 2fr; column-gap:28px; }
   table { font-size:8.5pt; } th, td { padding-right:6px; }
   * { -webkit-print-color-adjust:exact; print-color-adjust:exact; }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,14 +18,19 @@ def result_table(summary: dict[str, Any]) -> Table:
     sets = list(
         dict.fromkeys(key for e in summary["rl"].values() for key in e if key.startswith("accuracy_"))
     )
-    table = Table(title="Reinforcement learning from each starting point", caption=escape(headline(summary)))
+    table = Table(
+        title="Reinforcement learning from each starting point",
+        caption=escape(headline(summary)),
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        caption_style="",
+        box=SIMPLE_HEAD,
+    )
     table.add_column("RL from", style="bold", no_wrap=True)
-    titles = [
-        "mid-training",
-        "reward",
-        *[f"greedy, {key.removeprefix('accuracy_')}" for key in sets],
-        "tokens/answer",
-    ]
+    # titles in two lines, so that the table of the demo fits 80 columns
+    greedy = [f"greedy\n{key.removeprefix('accuracy_')}" for key in sets]
+    titles = ["mid-training\ntokens", "sampled\nreward", *greedy, "tokens\nan answer"]
     for title in titles:
         table.add_column(escape(title), justify="right", no_wrap=True)
     for name, entry in summary["rl"].items():

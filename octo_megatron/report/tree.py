@@ -8,7 +8,7 @@ from octo_megatron.config.schema import EvaluateNode, TrainNode
 from octo_megatron.report.read import DONE, MISSING, RUNNING, NodeRecord, RunRecord
 from octo_megatron.report.style import INK, MUTED, PAPER, RULE, figure, node_colours, tokens_text
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 190, 78, 42, 18, 6
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 198, 80, 34, 16, 1
 STATE_SIGNS = {DONE: "✓", RUNNING: "…", MISSING: "○"}
 
 
@@ -100,15 +100,15 @@ def _box(at: tuple[float, float], node: NodeRecord, summary: dict, colour: str) 
         f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{BOX_WIDTH - 1}" height="{BOX_HEIGHT - 1}" rx="6" '
         f'fill="{PAPER}" stroke="{RULE if not ghost else MUTED}"{ghost}/>'
         f'<rect x="{x}" y="{y}" width="5" height="{BOX_HEIGHT}" rx="2.5" fill="{colour}"/>'
-        f"{_text(x + 16, y + 24, _cut(node.name, 15), INK, 15, bold=True)}"
-        f"{_text(x + BOX_WIDTH - 12, y + 23, _badge(node), MUTED, 11.5, anchor='end')}"
-        f"{_text(x + 16, y + 45, first, INK, 12.5)}"
-        f"{_text(x + 16, y + 64, second, MUTED, 12.5)}</g>"
+        f"{_text(x + 16, y + 24, _cut(node.name, 15), INK, 16, bold=True)}"
+        f"{_text(x + BOX_WIDTH - 12, y + 23, _badge(node), MUTED, 12, anchor='end')}"
+        f"{_text(x + 16, y + 45, first, INK, 13.4)}"
+        f"{_text(x + 16, y + 64, second, MUTED, 13.4)}</g>"
     )
 
 
 def _badge(node: NodeRecord) -> str:
-    return f"{node.kind} {STATE_SIGNS[node.state]}"
+    return f"{node.kind} {'✗' if node.error else STATE_SIGNS[node.state]}"
 
 
 def _lines(node: NodeRecord, summary: dict) -> tuple[str, str]:
@@ -142,9 +142,9 @@ def _evaluation(y: float, width: float, node: NodeRecord) -> str:
     return (
         f'<g><rect x="{MARGIN + 0.5}" y="{y + 0.5}" width="{width - 1}" height="{high - 1:.1f}" rx="6" '
         f'fill="#f7f8fa" stroke="{RULE if not dash else MUTED}"{dash}/>'
-        f"{_text(MARGIN + 16, y + 29, node.name, INK, 15, bold=True)}"
-        f"{_text(MARGIN + 26 + 9 * len(node.name), y + 29, text, MUTED, 12.5)}"
-        f"{_text(MARGIN + width - 12, y + 28, _badge(node), MUTED, 11.5, anchor='end')}</g>"
+        f"{_text(MARGIN + 16, y + 29, node.name, INK, 16, bold=True)}"
+        f"{_text(MARGIN + 28 + 9.5 * len(node.name), y + 29, text, MUTED, 13.4)}"
+        f"{_text(MARGIN + width - 12, y + 28, _badge(node), MUTED, 12, anchor='end')}</g>"
     )
 
 
