@@ -152,6 +152,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None),
+    "use_mrope": (False, None),
 }
 """Field -> the only values that the layers here honour."""
 

@@ -1,0 +1,59 @@
+"""Import and export as nodes of a lineage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hf_models import make_folder
+from safetensors.torch import load_file
+
+from octo_megatron.checkpoint import store
+from octo_megatron.config.errors import UserError
+from octo_megatron.config.run_folder import NodeContext, RunFolder
+from octo_megatron.config.schema import ExportNode, ImportNode, LineageConfig
+from octo_megatron.convert import export_stage, import_stage
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> NodeContext:
+    """A run that has been prepared: an import node with an export after it."""
+    source = make_folder(tmp_path / "hf", "llama3-rope")
+    run = RunFolder(tmp_path / "run")
+    run.tokenizer.mkdir(parents=True)
+    (run.tokenizer / "tokenizer.json").write_text("{}")
+    run.hf_config.write_bytes((source / "config.json").read_bytes())
+    lineage = LineageConfig(
+        "test",
+        model=str(source),
+        nodes={"base": ImportNode(), "out": ExportNode(parent="base", dtype="fp32")},
+    )
+    return NodeContext(run, lineage, "base")
+
+
+def test_import_then_export(context: NodeContext) -> None:
+    import_stage.run(context)
+    done = context.folder.result()
+    assert done["max_logit_difference"] < 1e-5
+    assert (done["kind"], done["tensors"], done["bytes"] > 1e6) == ("import", 39, True)
+    checkpoint = store.latest(context.folder.checkpoints)
+    assert checkpoint is not None
+    assert store.read_extra(checkpoint)["kind"] == "import"
+    out = NodeContext(context.run, context.lineage, "out")
+    (out.folder.hf).mkdir(parents=True)  # left over from a run that was killed before done.json
+    export_stage.run(out)
+    result = out.folder.result()
+    assert result["weights_sha256"] == done["weights_sha256"]
+    assert result["max_logit_difference"] < 1e-5
+    before = load_file(Path(context.lineage.model) / "model.safetensors")
+    after = load_file(out.folder.hf / "model.safetensors")
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert (out.folder.hf / "tokenizer.json").read_text() == "{}"  # the run's, not the model's
+    assert json.loads((out.folder.hf / "config.json").read_text())["rope_parameters"]["factor"] == 8.0
+    assert (out.folder.hf / "generation_config.json").is_file()
+
+
+def test_export_of_a_node_without_checkpoint(context: NodeContext) -> None:
+    with pytest.raises(UserError, match="its parent base has no checkpoint to export"):
+        export_stage.run(NodeContext(context.run, context.lineage, "out"))
