@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from octo_megatron.checkpoint.manifest import (
     finished,
@@ -149,7 +150,8 @@ def _write(folder: Path, state: Callable[[], dict[str, Any]], extra: dict[str, A
         if world.is_first:
             write_manifest(aside, extra)
             aside.rename(folder)
-    except (OSError, RuntimeError) as error:
+    # CheckpointException, what a failed write becomes, derives from BaseException alone.
+    except (OSError, RuntimeError, CheckpointException) as error:
         if world.is_first:
             shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
@@ -210,6 +212,8 @@ def _prime_adam(optimizer: Any) -> None:
 
 
 def _cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,15 +22,19 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     """
     folder, lineage = load_run(run)
     table = Table(title=f"{lineage.name} in {run}")
-    for column in ("node", "kind", "from", "state"):
-        table.add_column(column)
-    table.add_column("step", justify="right")
-    table.add_column("figures")
-    table.add_column("seconds", justify="right")
-    table.add_column("note", overflow="fold")
-    for row in status_of(folder, lineage):
+    for column in ("node", "from", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("figures", overflow="fold")
+    table.add_column("seconds", justify="right", no_wrap=True)
+    rows = status_of(folder, lineage)
+    for row in rows:
         table.add_row(*_cells(row))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"{row.name}: {row.note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(row: NodeStatus) -> list[str]:
@@ -38,4 +42,4 @@ def _cells(row: NodeStatus) -> list[str]:
     step = "" if row.step is None else f"{row.step}{total}"
     state = f"[{_STYLES[row.state]}]{row.state}[/]"
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-    return [row.name, row.kind, row.parent, state, step, row.figures, seconds, row.note.replace("[", "\\[")]
+    return [row.name, row.parent, state, step, row.figures, seconds]

@@ -95,7 +95,7 @@ def _checked_dotlist(overrides: list[str]) -> list[str]:
 def _build(raw: DictConfig, where: str) -> LineageConfig:
     if "name" not in raw:
         raise UserError(f"{where}: the lineage has no name: add `name: NAME`")
-    nodes = raw.get("nodes") or {}
+    nodes = OmegaConf.create({}) if raw.get("nodes") is None else raw.nodes
     if not isinstance(nodes, DictConfig):
         raise UserError(f"{where}: `nodes` is a mapping from node names to nodes")
     OmegaConf.resolve(raw) if not OmegaConf.missing_keys(raw) else None

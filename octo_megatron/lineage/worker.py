@@ -45,7 +45,8 @@ def run_stage(root: Path, name: str) -> int:
         print(f"octo: error: {error}", file=sys.stderr, flush=True)
         _report(error_file, "user", str(error))
         return 2
-    except Exception as error:
+    # Not only Exception: torch's CheckpointException derives from BaseException alone.
+    except BaseException as error:
         traceback.print_exc()
         _report(error_file, "crash", traceback.format_exception_only(error)[-1].strip())
         return 1
