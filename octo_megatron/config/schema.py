@@ -6,6 +6,7 @@ refuses unknown keys and wrong types. `__post_init__` refuses impossible values,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from octo_megatron.config.errors import UserError
@@ -68,6 +69,8 @@ class SourceConfig:
     """.jsonl, .jsonl.zst, .json or .parquet files; relative paths start at the working directory."""
     text: str = "{text}"
     """How a row becomes text: a Python format string over the row's fields."""
+    replace: dict[str, str] = field(default_factory=dict)
+    """Regular expression -> what takes its place (\\1: its first group), on the text, in this order."""
     validation_tokens: int = 0
     """Tokens of whole documents held out from training for the validation loss."""
 
@@ -76,6 +79,11 @@ class SourceConfig:
             bool(self.builtin) != bool(self.files),
             "a source names either builtin: PART or files: [...], and not both",
         )
+        for pattern, value in self.replace.items():
+            try:
+                re.compile(pattern).sub(value, "")
+            except (re.error, IndexError) as error:
+                raise UserError(f"source: cannot replace '{pattern}' by '{value}': {error}") from None
         _require(
             not self.builtin or self.tokens > 0, f"source builtin: {self.builtin} needs tokens: N above 0"
         )

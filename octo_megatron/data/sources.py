@@ -11,6 +11,7 @@ it holds is a pure function of the config, the files, the tokenizer and (built-i
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ def texts(name: str, config: SourceConfig, seed: int) -> Iterator[str]:
     for file in config.files:
         for place, row in read.rows(Path(file)):
             try:
-                text = render(config.text, row)
+                text = _replaced(render(config.text, row), config.replace)
                 text.encode()
             except TemplateError as error:
                 raise UserError(f"{place}: sources.{name}.text: {error}") from None
@@ -100,6 +101,12 @@ def texts(name: str, config: SourceConfig, seed: int) -> Iterator[str]:
                 ) from None
             if text.strip():
                 yield text
+
+
+def _replaced(text: str, replace: dict[str, str]) -> str:
+    for pattern, value in replace.items():
+        text = re.sub(pattern, value, text)
+    return text
 
 
 def _found(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
