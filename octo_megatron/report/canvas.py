@@ -105,7 +105,8 @@ def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
     if not labels:
         return
     low, high = axes.get_ylim()
-    gap = (high - low) * 14 / (axes.get_position().height * axes.figure.get_figheight() * 72)
+    points_high = axes.get_window_extent().height * 72 / axes.figure.dpi
+    gap = (high - low) * 14 / points_high
     ordered = sorted(labels, key=lambda label: label[1])
     heights = spread([max(low, min(high, y)) for _, y, *_ in ordered], gap, low)
     right = axes.get_xlim()[1]

@@ -20,6 +20,9 @@ def headline(summary: dict[str, Any]) -> str:
         )
     if claim["holds"] is False:
         return f"The expected effect does not hold in this run: {'; '.join(failures(summary))}."
+    if len(summary["rl"]) == 1:
+        name, entry = next(iter(ended.items()))
+        return f"RL from {name} takes the sampled reward from {_start(entry)} to {_end(entry)}."
     so_far = "" if all(entry["state"] == "done" for entry in summary["rl"].values()) else " done so far"
     return f"Sampled reward over the RL runs{so_far}: {_listed(_changes(ended, 'reward'))}."
 
@@ -125,6 +128,10 @@ def _branches(summary: dict[str, Any]) -> dict[str, Any]:
 def _changes(entries: dict[str, Any], key: str) -> list[str]:
     """["short 0.74 → 0.85", ..], the highest reward first."""
     return [f"{name} {pair(entry[key], 2)}" for name, entry in _by_end(entries)]
+
+
+def _start(entry: dict[str, Any]) -> str:
+    return figure(entry["reward"][0], 2)
 
 
 def _end(entry: dict[str, Any]) -> str:

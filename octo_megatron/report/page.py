@@ -160,7 +160,7 @@ def _rl_caption(run: RunRecord) -> str:
     same = "Problems, settings and steps are the same; only the starting weights differ. "
     return (
         f"{same if len(configs) == 1 < len(run.of_kind('rl')) else ''}Light: each step as sampled; strong: "
-        "running mean of five steps; figures at the right: means of the last steps. Look for where a line starts "
+        "running mean; figures at the right: means of the last steps. Look for where a line starts "
         "(what mid-training has given) and how far it rises (what RL adds)."
     )
 

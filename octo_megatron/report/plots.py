@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from octo_megatron.report.canvas import (
     DPI,
     STYLE,
+    WIDTH_INCHES,
     bars,
     colour_ticks,
     end_labels,
@@ -70,7 +71,9 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         return None
     colours = node_colours(run)
     picture = figure_of(5.4)
-    picture.subplots_adjust(**margins(5.4, left=0.72, right=0.85, top=0.62, bottom=0.5))
+    picture.subplots_adjust(
+        **margins(5.4, left=0.72, right=label_inches(run.branches or [""]) + 0.1, top=0.62, bottom=0.5)
+    )
     top, bottom = picture.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.1})
     labels, starts, rates = [], {}, []
     for node in nodes:
@@ -82,7 +85,7 @@ def loss_and_lr(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         top.plot(x, y, color=colour, alpha=0.14 if is_branch else 0.22, linewidth=0.6)
         top.plot(x, calm, color=colour, linewidth=2)
         rates.append((x, [row.get("lr", math.nan) for row in rows], colour, _dashes(run, node.name)))
-        if is_branch:
+        if is_branch and len(run.branches) > 1:
             labels.append((x[-1], calm[-1], node.name, colour))
         starts[start] = "branches" if is_branch and len(run.branches) > 1 else node.name
     for x, y, colour, _ in rates:
@@ -131,8 +134,10 @@ def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
     if not runs:
         return None
     colours = node_colours(run)
+    beside = 0.5 + label_inches(list(runs))  # for the names and figures at the right of each panel
+    gap = 2 * (beside + 0.45) / (WIDTH_INCHES - 0.9 - 2 * beside)
     picture = figure_of(4.2)
-    picture.subplots_adjust(**margins(4.2, left=0.45, right=1.15, top=0.45, bottom=0.5), wspace=0.42)
+    picture.subplots_adjust(**margins(4.2, left=0.45, right=beside, top=0.45, bottom=0.5), wspace=gap)
     for axes, key, title in zip(
         picture.subplots(1, 2),
         ("reward", "response_length"),
@@ -143,7 +148,7 @@ def rl_curves(run: RunRecord, summary: dict[str, Any]) -> Figure | None:
         for name, node in runs.items():
             rows = node.rows("reward", "response_length")
             x, y = [row["step"] for row in rows], [row[key] for row in rows]
-            colour, calm = colours[node.name], smooth(y, 2)
+            colour, calm = colours[node.name], smooth(y, min(2, len(y) // 8))
             axes.plot(
                 x, y, color=colour, alpha=0.32, linewidth=0.9, marker=MARKER.get(name, "."), markersize=2.6
             )

@@ -22,6 +22,7 @@ LONGEST_SAMPLE = 700
 def result_rows(run: RunRecord, summary: dict[str, Any]) -> Html:
     """The result table: one row a starting point of RL."""
     colours, claim = node_colours(run), summary["claim"]
+    several = len(claim["branches_climb"]) > 1
     sets = list(
         dict.fromkeys(key for e in summary["rl"].values() for key in e if key.startswith("accuracy_"))
     )
@@ -39,11 +40,11 @@ def result_rows(run: RunRecord, summary: dict[str, Any]) -> Html:
                 dotted(name, colours[entry["node"]]),
                 tokens_text(entry["mid_training_tokens"]),
                 _steps(entry),
-                element("span", reward, class_="best") if name == claim["highest"] else reward,
+                element("span", reward, class_="best") if several and name == claim["highest"] else reward,
                 "–" if start is None else f"{end - start:+.2f}",
                 *[pair(entry.get(key, [None, None]), 2) for key in sets],
                 element("span", pair(entry["length"], 0), class_="best")
-                if name == claim["longest"]
+                if several and name == claim["longest"]
                 else pair(entry["length"], 0),
                 "–" if entry["truncated"][1] is None else f"{entry['truncated'][1]:.0%}",
             ]

@@ -100,7 +100,7 @@ def _box(at: tuple[float, float], node: NodeRecord, summary: dict, colour: str) 
         f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{BOX_WIDTH - 1}" height="{BOX_HEIGHT - 1}" rx="6" '
         f'fill="{PAPER}" stroke="{RULE if not ghost else MUTED}"{ghost}/>'
         f'<rect x="{x}" y="{y}" width="5" height="{BOX_HEIGHT}" rx="2.5" fill="{colour}"/>'
-        f"{_text(x + 16, y + 24, _cut(node.name, 15), INK, 16, bold=True)}"
+        f"{_text(x + 16, y + 24, _cut(node.name, 18), INK, 16 if len(node.name) < 13 else 13, bold=True)}"
         f"{_text(x + BOX_WIDTH - 12, y + 23, _badge(node), MUTED, 12, anchor='end')}"
         f"{_text(x + 16, y + 45, first, INK, 13.4)}"
         f"{_text(x + 16, y + 64, second, MUTED, 13.4)}</g>"
