@@ -71,7 +71,7 @@ def run_here(plan: Plan, stage: str, launcher: Launcher) -> int:
 
     Rank 0 first prepares the run folder and keeps its locks; the others wait for that.
     """
-    _check_world(plan, stage, launcher)
+    check_world(plan, stage, launcher)
     os.environ.update(launcher.variables)
     for name, value in environment(plan.lineage.threads, machine_has_gpu()).items():
         os.environ.setdefault(name, value)
@@ -100,6 +100,7 @@ def _prepared(plan: Plan, stage: str, launcher: Launcher, locks: contextlib.Exit
         launcher.world_size,
         plan.lineage.deadline_seconds,
     )
+    locks.callback(lambda: rendezvous)  # its store must outlive the other ranks' last question
     if launcher.rank:
         return str(rendezvous.wait())
     problem = "rank 0 was stopped while it prepared the run folder"
@@ -119,7 +120,7 @@ def _prepared(plan: Plan, stage: str, launcher: Launcher, locks: contextlib.Exit
     return problem
 
 
-def _check_world(plan: Plan, stage: str, launcher: Launcher) -> None:
+def check_world(plan: Plan, stage: str, launcher: Launcher) -> None:
     if stage not in plan.lineage.nodes:
         raise UserError(f"--stage {stage}: there is no such node; there are: {', '.join(plan.lineage.nodes)}")
     layout = plan.lineage.layout_of(stage)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import time
 
 from torch.distributed import DistStoreError, TCPStore
 
 from octo_megatron.config.errors import UserError
 
-_KEY = "run folder"
+_KEY, _HEARD = "run folder", "ranks that know"
+_HEARING_SECONDS = 60.0
+"""For ranks that wait already; one that has died meanwhile is found by the stage itself."""
 
 
 class Rendezvous:
@@ -16,6 +19,7 @@ class Rendezvous:
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_seconds: float):
         """Raises UserError when the ranks do not find each other in time."""
+        self._world_size = world_size
         timeout = datetime.timedelta(seconds=timeout_seconds)
         try:
             self._store = TCPStore(address, port + 1, world_size, rank == 0, timeout, wait_for_workers=True)
@@ -28,8 +32,14 @@ class Rendezvous:
             ) from error
 
     def announce(self, problem: str) -> None:
-        """Rank 0: the folder is ready (empty string), or why it is not."""
+        """Rank 0: the folder is ready (empty string), or why it is not. Returns once all others have heard it.
+
+        Keep this object until the stage ends: the store that the others talk to dies with it.
+        """
         self._store.set(_KEY, problem)
+        deadline = time.monotonic() + _HEARING_SECONDS
+        while self._store.add(_HEARD, 0) < self._world_size - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def wait(self) -> str:
         """Other ranks: what rank 0 announced. Raises UserError beyond the deadline."""
@@ -37,4 +47,6 @@ class Rendezvous:
             self._store.wait([_KEY])
         except (DistStoreError, RuntimeError) as error:
             raise UserError("rank 0 did not prepare the run folder in time; see its output") from error
-        return bytes(self._store.get(_KEY)).decode()
+        problem = bytes(self._store.get(_KEY)).decode()
+        self._store.add(_HEARD, 1)
+        return problem
