@@ -98,7 +98,15 @@ def _build(raw: DictConfig, where: str) -> LineageConfig:
     nodes = OmegaConf.create({}) if raw.get("nodes") is None else raw.nodes
     if not isinstance(nodes, DictConfig):
         raise UserError(f"{where}: `nodes` is a mapping from node names to nodes")
-    OmegaConf.resolve(raw) if not OmegaConf.missing_keys(raw) else None
+    missing = sorted(OmegaConf.missing_keys(raw))
+    if missing:
+        hint = {
+            "model": " (a Hugging Face folder)",
+            "data_root": " (the folder that paths of the file start from)",
+        }
+        key = "model" if "model" in missing else missing[0]
+        raise UserError(f"{where}: {key} is not given: add {key}=PATH{hint.get(key, '')}")
+    OmegaConf.resolve(raw)
     fields = {key: raw._get_node(key) for key in raw if key not in ("nodes", "sources", "problems")}
     top = _fill(LineageConfig, OmegaConf.create(fields), where, "", skip=("nodes", "sources", "problems"))
     if top["model"] == "???":

@@ -163,13 +163,15 @@ def _largest_difference(
             item.tokens.to(DEVICE), item.position_ids.to(DEVICE), None, packed_seq_params=params
         ), compare
 
-    iterators = [iter([batch]) for _ in models]
+    # the interleaved schedule asks for a micro-batch for every pipeline stage
+    count = layout.pipeline_model_parallel_size if len(models) > 1 else 1
+    iterators = [iter([batch] * count) for _ in models]
     with torch.no_grad():
         found = get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iterators if len(models) > 1 else iterators[0],
             model=models if len(models) > 1 else models[0],
-            num_microbatches=1,
+            num_microbatches=count,
             seq_length=whole.length,
             micro_batch_size=1,
             forward_only=True,

@@ -55,12 +55,12 @@ def test_a_base_file_is_changed_in_the_places_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "lineage").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_files_that_come_along_load(path: Path) -> None:
-    """Files that need a model folder say so and load once it is given."""
+    """Files that need a model folder and data say so and load once they are given."""
     try:
         lineage = load_lineage(path)
     except UserError as error:
         assert "model is not given" in str(error)
-        lineage = load_lineage(path, ["model=somewhere"])
+        lineage = load_lineage(path, ["model=somewhere", "data_root=elsewhere"])
     assert lineage.nodes
 
 
