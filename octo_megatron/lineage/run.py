@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import CONFIGS, load_lineage
 from octo_megatron.config.model import read_hf_config
 from octo_megatron.config.run_folder import RunFolder
 from octo_megatron.config.schema import LineageConfig
-from octo_megatron.lineage.digests import Digests, digests_of
 from octo_megatron.lineage.display import Display
 from octo_megatron.lineage.graph import check_graph
 from octo_megatron.lineage.layouts import check_layouts
@@ -24,7 +24,7 @@ class Plan:
     """A lineage that passed every check that needs no process."""
 
     lineage: LineageConfig
-    digests: Digests
+    hf_config: dict[str, Any]
     run: RunFolder
 
 
@@ -48,7 +48,7 @@ def make_plan(file: Path, overrides: list[str], out: Path | None) -> Plan:
         check_layouts(lineage, hf_config)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    return Plan(lineage, digests_of(lineage, hf_config), RunFolder(out or Path("runs") / lineage.name))
+    return Plan(lineage, hf_config, RunFolder(out or Path("runs") / lineage.name))
 
 
 def execute(plan: Plan, display: Display, start_over: bool = False, stage: str | None = None) -> None:
@@ -73,7 +73,7 @@ def execute(plan: Plan, display: Display, start_over: bool = False, stage: str |
 
 def _execute_all(plan: Plan, display: Display, start_over: bool) -> None:
     with FolderLock(plan.run.root / "lock", "octo run") as lock:
-        prepare_folder(plan.run, plan.lineage, plan.digests, start_over, display.say)
+        prepare_folder(plan.run, plan.lineage, plan.hf_config, start_over, display.say)
         missing = [name for name in plan.lineage.nodes if not plan.run.node(name).is_done()]
         display.say(
             f"lineage {plan.lineage.name}: {len(plan.lineage.nodes)} nodes, {len(missing)} to do; run "
@@ -104,6 +104,6 @@ def prepare_stage(plan: Plan, display: Display, stage: str, locks: tuple[int, ..
     """
     purpose = f"octo run --stage {stage}"
     with FolderLock(plan.run.root / "prepare.lock", purpose, wait_seconds=plan.lineage.deadline_seconds):
-        prepare_folder(plan.run, plan.lineage, plan.digests, False, display.say)
+        prepare_folder(plan.run, plan.lineage, plan.hf_config, False, display.say)
         check_ready(plan.run, plan.lineage, stage)
         Runner(plan.run, plan.lineage, display, locks).prepare_data()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,14 +19,15 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import load_lineage, to_plain
 from octo_megatron.config.run_folder import RunFolder, read_json, write_json, write_text
 from octo_megatron.config.schema import LineageConfig
-from octo_megatron.lineage.digests import Digests, differing_keys
+from octo_megatron.lineage.digests import Digests, differing_keys, digests_of
 from octo_megatron.lineage.graph import descendants
 
+_MODEL = "model.json"
 _OURS = {
     "lock",
     "prepare.lock",
     "lineage.yaml",
-    "digests.json",
+    "model.json",
     "nodes",
     "data",
     "problems",
@@ -62,20 +64,24 @@ def check_folder(root: Path) -> None:
 
 
 def prepare_folder(
-    run: RunFolder, lineage: LineageConfig, digests: Digests, start_over: bool, say: Callable[[str], None]
+    run: RunFolder,
+    lineage: LineageConfig,
+    hf_config: dict[str, Any],
+    start_over: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Write the resolved lineage and its digests, or refuse a folder that was made by another one.
+    """Write the resolved lineage, or refuse a folder that was made by another one.
 
     With `start_over`, deletes what the changes make invalid: changed nodes with their descendants, changed
-    sources and problem sets, nodes that the lineage no longer has. `say` gets one line for each before it
-    goes.
+    sources and problem sets, nodes that the lineage no longer has. `say` gets one line for each before it goes.
 
     Raises:
         UserError: the folder is another lineage's and `start_over` is not given.
     """
     for left in run.root.glob(".deleted-*"):
-        shutil.rmtree(left)
-    if run.lineage_file.is_file() and (run.root / "digests.json").is_file():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    digests = digests_of(lineage, hf_config)
+    if run.lineage_file.is_file():
         _reconcile(run, lineage, digests, start_over, say)
     for name, node in lineage.nodes.items():
         config = {
@@ -84,14 +90,17 @@ def prepare_folder(
             "parallel": to_plain(lineage.layout_of(name)),
         }
         _write_yaml(run.node(name).config, config)
-    write_json(run.root / "digests.json", to_plain(digests))
+    write_json(run.root / _MODEL, hf_config)
     _write_yaml(run.lineage_file, to_plain(lineage), f"# resolved lineage, digest {digests.lineage}\n")
 
 
 def _reconcile(
     run: RunFolder, lineage: LineageConfig, digests: Digests, start_over: bool, say: Callable[[str], None]
 ) -> None:
-    old_lineage, old = load_lineage(run.lineage_file), Digests(**read_json(run.root / "digests.json"))
+    # Digests are computed anew from what the folder was made of: another release of this package may form them
+    # in another way, and that alone must not refuse a folder.
+    old_lineage = load_lineage(run.lineage_file)
+    old = digests_of(old_lineage, read_json(run.root / _MODEL))
     nodes = _changed(old.nodes, digests.nodes)
     sources, problems = _changed(old.sources, digests.sources), _changed(old.problems, digests.problems)
     if not (nodes or sources or problems):

@@ -27,7 +27,7 @@ def _imported(*arguments: str, cwd: Path) -> set[str]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     plan = make_plan(Path("tiny-quick.yaml"), [], tmp_path / "run")
-    prepare_folder(plan.run, plan.lineage, plan.digests, False, print)
+    prepare_folder(plan.run, plan.lineage, plan.hf_config, False, print)
     return plan.run.root
 
 

@@ -11,14 +11,13 @@ from lineages import HF, lineage
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import to_plain
 from octo_megatron.config.run_folder import RunFolder, write_json, write_text
-from octo_megatron.lineage.digests import digests_of
 from octo_megatron.lineage.run_state import check_folder, load_run, prepare_folder
 
 
 def _prepare(root: Path, start_over: bool = False, **changes: Any) -> list[str]:
     said: list[str] = []
     config = lineage(**changes)
-    prepare_folder(RunFolder(root), config, digests_of(config, HF), start_over, said.append)
+    prepare_folder(RunFolder(root), config, HF, start_over, said.append)
     return said
 
 
@@ -79,7 +78,7 @@ def test_another_lineage_is_refused_by_its_keys(tmp_path: Path, changes: dict[st
 def test_a_changed_model_is_noticed_though_no_key_differs(tmp_path: Path) -> None:
     _prepare(tmp_path)
     config = lineage()
-    other = digests_of(config, {**HF, "hidden_size": 256})
+    other = {**HF, "hidden_size": 256}
     with pytest.raises(UserError, match="the content of the model's config differs"):
         prepare_folder(RunFolder(tmp_path), config, other, False, print)
 
