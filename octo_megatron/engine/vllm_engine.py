@@ -13,6 +13,7 @@ The one file that imports vllm. What vLLM does to the process:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -37,6 +38,7 @@ try:
     with process_kept():
         import vllm
         from vllm import LLM, SamplingParams
+        from vllm.distributed import parallel_state as vllm_groups
         from vllm.outputs import RequestOutput
 except ImportError as error:
     raise UserError(f"vllm cannot be imported ({error}); {_INSTALL}") from error
@@ -45,6 +47,33 @@ _BLOCK = 32
 """Tokens of a KV-cache block; the CPU kernels want multiples of 32."""
 _KV_LIMIT = 2 << 30
 """Bytes of KV cache at most. A constant, so that what runs side by side does not depend on the machine."""
+
+
+class _Groups:
+    """vLLM's process groups, which all engines of this process share."""
+
+    def __init__(self) -> None:
+        self._engines = 0
+        self._alone = False
+
+    def join(self) -> None:
+        if self._engines == 0:
+            self._alone = not dist.is_initialized()
+        self._engines += 1
+
+    def leave(self) -> None:
+        self._engines -= 1
+        if self._engines:
+            return
+        vllm_groups.destroy_model_parallel()
+        if vllm_groups._WORLD is not None:
+            vllm_groups._WORLD.destroy()
+            vllm_groups._WORLD = None
+        if self._alone and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+_groups = _Groups()
 _BYTES = {"fp32": 4, "bf16": 2}
 _VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -104,6 +133,7 @@ class Engine:
             )
         self.max_model_len = max_model_len
         self.weight_version = -1
+        _groups.join()
         distributed = dist.is_initialized() and dist.get_world_size() > 1
         with process_kept():
             # vLLM takes the size of the KV cache from this variable before it looks at its argument
@@ -127,6 +157,12 @@ class Engine:
                 kv_cache_memory_bytes=_kv_bytes(shape, precision, max_model_len, max_num_seqs),
                 distributed_executor_backend="external_launcher" if distributed else None,
             )
+
+        # vLLM's own shutdown, which would run when this object is collected, destroys every process group of
+        # the process, Megatron's too; `close` does what is vLLM's alone
+        finalizer = vars(self._llm.llm_engine.engine_core).get("_finalizer")
+        if finalizer is not None:
+            finalizer.detach()
 
     @classmethod
     def of(cls, hf_config: dict[str, Any], precision: str, max_model_len: int, max_num_seqs: int) -> Engine:
@@ -171,6 +207,15 @@ class Engine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._checked(items)})
         self._reset_prefix_cache()
         self.weight_version = version
+
+    def close(self) -> None:
+        """Give back the engine's memory, and vLLM's process groups with the last engine of the process.
+
+        Call it before `World.stop`. Collective where there are several ranks.
+        """
+        del self._llm
+        gc.unfreeze()
+        _groups.leave()
 
     def _checked(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         # vLLM only warns about tensors that never came

@@ -79,6 +79,7 @@ def run(ctx: NodeContext) -> None:
             },
         )
         kept_file.unlink(missing_ok=True)
+    engine.close()
     world.barrier()
     world.stop()
 

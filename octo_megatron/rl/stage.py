@@ -103,6 +103,7 @@ def run(ctx: NodeContext) -> None:
     if world.is_first:
         result = _result(ctx, node, {"before": before, "after": after}, _added(elsewhere, phases))
         write_json(ctx.folder.done, {**result, "weights_sha256": sha256})
+    engine.close()
     world.barrier()
     world.stop()
 

@@ -1,0 +1,164 @@
+"""The RL and evaluate stages as the launcher starts them, on a model that has half learned its task."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from octo_megatron.lineage.launch import ProcessGroup, environment, machine_has_gpu
+
+pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
+pytestmark = pytest.mark.slow
+
+MAKE = Path(__file__).with_name("rl_tiny_run.py")
+TIMES = {"seconds", "seconds_rollout", "seconds_grade", "seconds_train", "seconds_refit"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run whose node `base` is trained."""
+    root = tmp_path_factory.mktemp("rl") / "run"
+    env = {**os.environ, **environment(1, machine_has_gpu()), "RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run([sys.executable, str(MAKE), str(root)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+def copy(made: Path, to: Path, **changes) -> Path:
+    """The run again, with fields of node `rl` changed."""
+    shutil.copytree(made, to)
+    lineage = yaml.safe_load((to / "lineage.yaml").read_text())
+    lineage["nodes"]["rl"] |= changes
+    (to / "lineage.yaml").write_text(yaml.safe_dump(lineage))
+    return to
+
+
+def start(root: Path, node: str, processes: int = 1) -> ProcessGroup:
+    command = ["-m", "octo_megatron.lineage.worker", str(root), node]
+    return ProcessGroup(command, processes, root / "log.txt", environment(1, machine_has_gpu()))
+
+
+def wait(group: ProcessGroup, root: Path, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not group.finished() and group.failure() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    failure, late = group.failure(), not group.finished()
+    group.end()
+    assert failure is None and not late, (root / "log.txt").read_text()[-3000:]
+
+
+def rows(root: Path) -> list[dict]:
+    lines = (root / "nodes/rl/metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def shown(root: Path) -> list[str]:
+    return [p.read_text() for p in sorted((root / "nodes/rl/rollouts").glob("step_*.jsonl"))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made, tmp_path_factory) -> Path:
+    root = copy(made, tmp_path_factory.mktemp("undisturbed") / "run")
+    wait(start(root, "rl"), root)
+    return root
+
+
+def test_it_runs_learns_and_reports(undisturbed):
+    found, done = rows(undisturbed), json.loads((undisturbed / "nodes/rl/done.json").read_text())
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert all(row["logprob_gap_max"] <= 1e-4 for row in found)
+    assert found[-1]["weight_version"] == sum(2 if row["live_groups"] > 0 else 0 for row in found)
+    assert done["step"] == 6 and done["parent"] == "base"
+    before, after = (done["evaluation"][when]["few"] for when in ("before", "after"))
+    assert 0 < before["accuracy"] <= after["accuracy"] <= 1
+    assert done["generated_tokens"] == sum(row["generated_tokens"] for row in found)
+    assert len(shown(undisturbed)) == 6
+    first = [json.loads(line) for line in shown(undisturbed)[0].splitlines()]
+    assert {row["weight_version"] for row in first} == {0}
+    assert {row["reward"] for row in first} == {0.0, 1.0}
+    assert all(row["reward"] == float(f"boxed{{{row['answer']}}}" in row["text"]) for row in first)
+
+
+@pytest.mark.parametrize("steps_before_the_kill", [1, 3])
+def test_killed_and_started_again_it_ends_in_the_same_weights(
+    made, undisturbed, tmp_path, steps_before_the_kill
+):
+    root = copy(made, tmp_path / "run")
+    group, metrics = start(root, "rl"), root / "nodes/rl/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= steps_before_the_kill):
+        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
+        time.sleep(0.005)
+    os.kill(group._processes[0].pid, signal.SIGKILL)
+    group.end()
+    assert not (root / "nodes/rl/done.json").exists()
+    wait(start(root, "rl"), root)
+    assert rows(root) == rows(undisturbed)
+    assert shown(root) == shown(undisturbed)
+    a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
+    for same in ("weights_sha256", "evaluation", "generated_tokens", "trained_tokens"):
+        assert a[same] == b[same]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"data_parallel_size": 2},
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"pipeline_model_parallel_size": 2},
+    ],
+    ids=["dp2", "tp2-sp", "pp2"],
+)
+def test_two_processes_do_the_same_step(made, undisturbed, tmp_path, layout):
+    root = copy(made, tmp_path / "run", parallel=layout, steps=2)
+    wait(start(root, "rl", 2), root)
+    one, two = rows(undisturbed), rows(root)
+    assert len(two) == 2 and all(row["logprob_gap_max"] <= 1e-4 for row in two)
+    assert shown(root)[0] == shown(undisturbed)[0]
+    for name in ("reward", "live_groups", "trained_tokens", "generated_tokens", "weight_version"):
+        assert two[0][name] == one[0][name], name
+    for name in ("loss", "grad_norm"):
+        assert two[0][name] == pytest.approx(one[0][name], abs=1e-5), name
+
+
+def test_a_gap_beyond_the_limit_stops_the_run_with_one_line(made, tmp_path):
+    root = copy(made, tmp_path / "run", logprob_gap_limit=1e-12)
+    group = start(root, "rl")
+    while not group.finished():
+        time.sleep(0.1)
+    failure = group.failure()
+    group.end()
+    assert failure is not None and failure.returncode == 2
+    log = (root / "log.txt").read_text()
+    assert "Traceback" not in log
+    [line] = [line for line in log.splitlines() if line.startswith("octo: error:")]
+    assert "node rl, step 1" in line and "limit is 1e-12" in line and "logprob_gap_limit" in line
+
+
+def test_a_prompt_that_is_too_long_is_named(made, tmp_path):
+    root = copy(made, tmp_path / "run", max_prompt_tokens=2)
+    group = start(root, "rl")
+    while not group.finished():
+        time.sleep(0.1)
+    group.end()
+    assert "set nodes.rl.max_prompt_tokens=3" in (root / "log.txt").read_text()
+
+
+def test_evaluate_compares_nodes(undisturbed, tmp_path):
+    root = tmp_path / "run"
+    shutil.copytree(undisturbed, root)
+    wait(start(root, "evaluate"), root)
+    done = json.loads((root / "nodes/evaluate/done.json").read_text())
+    rl = json.loads((root / "nodes/rl/done.json").read_text())["evaluation"]
+    for node, when in (("base", "before"), ("rl", "after")):
+        found = done["results"][node]["few"]
+        assert found["greedy"] == rl[when]["few"]["accuracy"]
+        assert found["length"] == rl[when]["few"]["length"]
+        assert 0 < found["sampled"] < 1
