@@ -24,14 +24,25 @@ STARTS = ("base", "short", "hybrid", "long")
 
 def main() -> int:
     """Run the seeds, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/effect"))
     options = parser.parse_args()
     summaries = {}
     for seed in options.seeds:
         run = options.out / f"seed{seed}"
-        command = [sys.executable, "-m", "octo_megatron.cli.main", "demo", "--seed", str(seed), "--out", str(run)]
+        command = [
+            sys.executable,
+            "-m",
+            "octo_megatron.cli.main",
+            "demo",
+            "--seed",
+            str(seed),
+            "--out",
+            str(run),
+        ]
         subprocess.run(command, check=True)
         summaries[seed] = read_json(run / "summary.json")
     print(table(summaries))

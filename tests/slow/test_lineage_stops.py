@@ -71,10 +71,10 @@ def test_a_silent_rank_is_ended_at_the_deadline_with_the_stacks_of_the_others(tm
     deadline = int(3 * (time.monotonic() - begin)) + 10
     first.process.terminate()
     assert first.wait(60) == 130
-    (tmp_path / "run/nodes/base/metrics.jsonl").unlink()
+    (tmp_path / "run/nodes/base/progress.json").unlink()
 
     run = _start(tmp_path, _ENDLESS + _TWO_RANKS, f"deadline_seconds={deadline}")
-    assert run.wait_for(tmp_path / "run/nodes/base/metrics.jsonl", '"step"'), run.said()
+    assert run.wait_for(tmp_path / "run/nodes/base/progress.json", '"train"'), run.said()
     family = run.family()
     run.workers("base")[1].suspend()
     assert run.wait(deadline + 90) == 1
