@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ def import_folder(
         Path, typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors.")
     ],
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the checkpoint.")] = "fp32",
 ) -> None:
     """Turn a Hugging Face folder into a Megatron checkpoint.
 
@@ -31,7 +31,7 @@ def export_folder(
         Path, typer.Argument(metavar="CKPT", help="Checkpoint folder of a node or of `octo import`.")
     ],
     hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Hugging Face folder to write.")],
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the written tensors.")] = "fp32",
 ) -> None:
     """Turn a Megatron checkpoint into a Hugging Face folder that transformers and vLLM load.
 

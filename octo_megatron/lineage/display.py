@@ -44,7 +44,7 @@ class Bars:
             TextColumn("[bold]{task.description}"),
             TextColumn("{task.fields[phase]}"),
             BarColumn(bar_width=28),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}", style="cyan"),
             console=console,
@@ -54,7 +54,9 @@ class Bars:
         self._progress.start()
 
     def started(self, name: str) -> None:
-        self._tasks[name] = self._progress.add_task(f"{name:<12}", total=None, phase="starting", figures="")
+        self._tasks[name] = self._progress.add_task(
+            f"{name:<12}", total=None, phase="starting", count="", figures=""
+        )
 
     def progress(self, name: str, state: dict[str, Any]) -> None:
         self._progress.update(
@@ -62,6 +64,7 @@ class Bars:
             completed=state["done"],
             total=state["total"],
             phase=state["phase"],
+            count=f"{state['done']}/{state['total']}",
             figures=figures_of(state),
         )
 
