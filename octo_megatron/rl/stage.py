@@ -30,7 +30,7 @@ from octo_megatron.rl.step import Learner
 from octo_megatron.train.megatron import MegatronTrainer
 from octo_megatron.train.stage import Phases
 
-_GROUPS_SHOWN = 4
+_GROUPS_SHOWN = 8
 """Groups of each step whose answers are written out for people to read."""
 _AT_ONCE = 128
 """Answers that grow side by side in one engine, at most."""
