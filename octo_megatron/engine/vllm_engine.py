@@ -31,7 +31,7 @@ from octo_megatron.model.families import HEAD, ModelShape, family_of
 from octo_megatron.model.hf_weights import tensor_shapes
 
 SUPPORTED = ((0, 25), (0, 32))
-"""First and last vLLM release that this file was run with."""
+"""vLLM releases that are let in: the tests run 0.32 on CPU; 0.25 is the first that the `gpu` extra takes."""
 _INSTALL = "`make env` installs it; on a GPU machine: pip install 'octo-megatron[gpu]'"
 
 try:

@@ -92,7 +92,14 @@ class MegatronTrainer:
 
     @property
     def chunks(self) -> list[torch.nn.Module]:
-        """The GPTModels without their data-parallel wrapping."""
+        """The GPTModels without their data-parallel wrapping, their weights complete; collective.
+
+        With `overlap_grad_reduce` a step leaves each rank its own shard and gathers the others' in the next
+        forward pass, too late for whoever saves, exports or digests them now.
+        """
+        if self.layout.overlap_grad_reduce:
+            for model in self.models:
+                model.start_param_sync(force_sync=True)
         return [model.module for model in self.models]
 
     @property

@@ -111,10 +111,11 @@ def test_killed_and_started_again_it_ends_in_the_same_weights(
     "layout",
     [
         {"data_parallel_size": 2},
+        {"data_parallel_size": 2, "overlap_grad_reduce": True},
         {"tensor_model_parallel_size": 2, "sequence_parallel": True},
         {"pipeline_model_parallel_size": 2},
     ],
-    ids=["dp2", "tp2-sp", "pp2"],
+    ids=["dp2", "dp2-overlap", "tp2-sp", "pp2"],
 )
 def test_two_processes_do_the_same_step(made, undisturbed, tmp_path, layout):
     root = copy(made, tmp_path / "run", parallel=layout, steps=2)
@@ -151,7 +152,7 @@ def test_a_prompt_that_is_too_long_is_named(made, tmp_path):
     assert "set nodes.rl.max_prompt_tokens=3" in (root / "log.txt").read_text()
 
 
-def test_evaluate_compares_nodes(undisturbed, tmp_path):
+def test_evaluate_compares_nodes_and_repeats_none(undisturbed, tmp_path):
     root = tmp_path / "run"
     shutil.copytree(undisturbed, root)
     wait(start(root, "evaluate"), root)
@@ -162,3 +163,15 @@ def test_evaluate_compares_nodes(undisturbed, tmp_path):
         assert found["greedy"] == rl[when]["few"]["accuracy"]
         assert found["length"] == rl[when]["few"]["length"]
         assert 0 < found["sampled"] < 1
+    # as if killed after `base`, whose result is then taken as it stands
+    (root / "nodes/evaluate/done.json").unlink()
+    kept = {
+        "config_digest": done["config_digest"],
+        "results": {"base": {"few": {"greedy": -1.0}}},
+        "seconds": 1000.0,
+    }
+    (root / "nodes/evaluate/finished_nodes.json").write_text(json.dumps(kept))
+    wait(start(root, "evaluate"), root)
+    again = json.loads((root / "nodes/evaluate/done.json").read_text())
+    assert again["results"] == {**done["results"], **kept["results"]}
+    assert again["seconds"] > 1000
