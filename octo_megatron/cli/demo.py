@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from octo_megatron.cli.run import run_plan
 from octo_megatron.config.loading import CONFIGS
@@ -42,24 +41,9 @@ def demo(
     # Here and not above: drawing costs a second of imports that no other verb should pay.
     from octo_megatron.report.page import build
     from octo_megatron.report.summary import summarise
+    from octo_megatron.report.table import result_table
 
     page = build(plan.run.root)
     console = Console()
-    console.print(_table(summarise(plan.run.root)["rl"]))
+    console.print(result_table(summarise(plan.run.root)))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(rl: dict[str, dict[str, list[float | None]]]) -> Table:
-    table = Table(title="Reinforcement learning from each start")
-    table.add_column("from")
-    for column in ("sampled reward", "greedy accuracy, held out", "tokens an answer"):
-        table.add_column(column, justify="right")
-    for start, row in rl.items():
-        table.add_row(
-            start, _pair(row["reward"], ".2f"), _pair(row["accuracy"], ".2f"), _pair(row["length"], ".0f")
-        )
-    return table
-
-
-def _pair(values: list[Any], form: str) -> str:
-    return " -> ".join("-" if value is None else format(value, form) for value in values)
