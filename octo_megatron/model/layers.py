@@ -23,6 +23,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 
+_LENGTH_STEP = 32
+"""Documents whose lengths differ by less than this many tokens may be attended to in one call."""
+
+
 class RMSNorm(torch.nn.RMSNorm):
     """RMSNorm that allows sequence parallelism: the mark on the weight makes Megatron all-reduce its gradient."""
 
@@ -74,23 +78,20 @@ class DocumentAttention(MegatronModule):
         cu_seqlens = packed_seq_params.cu_seqlens_q
         if self.context_group.size() > 1:
             return self._across_ranks(query, key, value, cu_seqlens)
-        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-        count, longest, total = len(lengths), int(lengths.max()), query.shape[0]
-        if count == 1:
+        starts, lengths = cu_seqlens[:-1].tolist(), (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+        if len(starts) == 1:
             return self._attend(query[None], key[None], value[None], causal=True)[0]
-        if count * longest > 8 * total:  # one long document among many short ones: padding would dominate
-            spans = list(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True))
-            parts = [
-                self._attend(query[None, a:b], key[None, a:b], value[None, a:b], True)[0] for a, b in spans
-            ]
-            return torch.cat(parts)
-        # [documents, longest]: rows of the pack; what lies past a document's end repeats some row, and causal
-        # attention never lets a document's own tokens see it
-        offsets = torch.arange(longest)
-        index = (cu_seqlens[:-1, None] + offsets).clamp(max=total - 1)
-        own = offsets < lengths[:, None]
-        out = self._attend(query[index], key[index], value[index], causal=True)
-        return out[own]
+        rows, outputs = [], []
+        for members, padded in _by_length(lengths):
+            own = torch.tensor([lengths[i] for i in members])
+            offsets = torch.arange(padded)
+            # [documents, padded]: what lies past a document's end repeats some row, and causal attention never
+            # lets a document's own tokens see it
+            index = (torch.tensor([starts[i] for i in members])[:, None] + offsets).clamp(max=len(query) - 1)
+            real = offsets < own[:, None]
+            outputs.append(self._attend(query[index], key[index], value[index], causal=True)[real])
+            rows.append(index[real])
+        return torch.cat(outputs)[torch.cat(rows).argsort()]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
         """[documents, length, heads, d] -> the same; one set of heads may serve several query heads."""
@@ -127,6 +128,17 @@ class DocumentAttention(MegatronModule):
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict:
         """No parameters, nothing to save."""
         return {}
+
+
+def _by_length(lengths: list[int]) -> list[tuple[list[int], int]]:
+    """Documents of nearly equal length together: (their indices, the length to pad them to).
+
+    Attention costs the square of the padded length, so documents of 10 and of 200 tokens are not padded alike.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault(-(-length // _LENGTH_STEP), []).append(index)
+    return [(members, max(lengths[i] for i in members)) for _, members in sorted(groups.items())]
 
 
 def cpu_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
