@@ -22,7 +22,6 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-
 _LENGTH_STEP = 32
 """Documents whose lengths differ by less than this many tokens may be attended to in one call."""
 
