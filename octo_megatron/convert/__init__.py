@@ -1,0 +1,1 @@
+"""Hugging Face folders in and out, each conversion proven before it gets its name."""
