@@ -140,7 +140,7 @@ def test_a_gap_beyond_the_limit_stops_the_run_with_one_line(made, tmp_path):
     log = (root / "log.txt").read_text()
     assert "Traceback" not in log
     [line] = [line for line in log.splitlines() if line.startswith("octo: error:")]
-    assert "node rl, step 1" in line and "limit is 1e-12" in line and "logprob_gap_limit" in line
+    assert "node rl, step 1" in line and "beyond the limit of 1e-12" in line and "logprob_gap_limit" in line
 
 
 def test_a_prompt_that_is_too_long_is_named(made, tmp_path):
