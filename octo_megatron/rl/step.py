@@ -163,7 +163,8 @@ class Learner:
             raise UserError(
                 f"node {self.name}, step {step}: engine and trainer disagree by {gap.max:.3g} (mean {gap.mean:.3g}) "
                 f"in the log-probability of a sampled token, {gap.beyond} of {gap.tokens} tokens are beyond the limit "
-                f"of {limit:g}; the weights in the engine are not the trainer's, or raise nodes.{self.name}.logprob_gap_limit (bf16: about 0.5)"
+                f"of {limit:g}; the weights in the engine are not the trainer's, or raise "
+                f"nodes.{self.name}.logprob_gap_limit (bf16: about 0.5)"
             )
         return gap
 
