@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ class OctoRun:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env={**os.environ, "COLUMNS": "200"},
+                # a shell lets what it starts in the background ignore SIGINT, and a child inherits that
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def wait(self, seconds: float = 540.0) -> int:
