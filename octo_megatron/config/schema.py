@@ -234,8 +234,9 @@ class RLNode(NodeConfig):
     importance_cap: float = 2.0
     """Truncated importance sampling: upper limit of exp(trainer logprob - engine logprob)."""
     logprob_gap_limit: float = 1e-4
-    """|engine - trainer| log-probability of a sampled token. The run stops when more than one token in a thousand of a
-    step lies beyond it, or any beyond ten times as much. BF16 needs about 0.5."""
+    """Largest |engine - trainer| log-probability of a sampled token; beyond it the run stops. BF16 needs about 0.5."""
+    logprob_gap_outliers: float = 0.0
+    """Share of a step's tokens that may lie beyond the limit, none beyond ten times the limit; 0: no token may."""
     micro_batch_tokens: int = 2048
     """Tokens packed into one forward pass at the most."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))

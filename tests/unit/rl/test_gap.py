@@ -24,4 +24,9 @@ from octo_megatron.rl.step import Gap
 def test_rounding_moves_single_tokens_and_wrong_weights_move_all(
     highest: float, tokens: int, beyond: int, too_large: bool
 ) -> None:
-    assert Gap(highest, 1e-7, tokens, beyond).too_large(1e-4) is too_large
+    assert Gap(highest, 1e-7, tokens, beyond).too_large(1e-4, 0.001) is too_large
+
+
+def test_without_the_allowance_no_token_may_pass_the_limit() -> None:
+    assert not Gap(9e-5, 1e-7, 9000, 0).too_large(1e-4, 0.0)
+    assert Gap(1.1e-4, 1e-7, 9000, 1).too_large(1e-4, 0.0)
