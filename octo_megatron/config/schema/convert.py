@@ -1,0 +1,29 @@
+"""The nodes that read and write Hugging Face folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octo_megatron.config.schema.checks import require
+from octo_megatron.config.schema.node import NodeConfig
+
+
+@dataclass(frozen=True)
+class ImportNode(NodeConfig):
+    """Hugging Face folder -> Megatron checkpoint."""
+
+    kind: str = "import"
+    hf: str = ""
+    """Folder with config.json and safetensors; empty: the lineage's `model`."""
+
+
+@dataclass(frozen=True)
+class ExportNode(NodeConfig):
+    """Megatron checkpoint -> Hugging Face folder."""
+
+    kind: str = "export"
+    dtype: str = "fp32"
+    """fp32 or bf16."""
+
+    def __post_init__(self) -> None:
+        require(self.dtype in ("fp32", "bf16"), f"export dtype is '{self.dtype}'; use fp32 or bf16")

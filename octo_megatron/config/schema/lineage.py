@@ -1,0 +1,56 @@
+"""The whole lineage file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octo_megatron.config.schema.checks import require
+from octo_megatron.config.schema.convert import ExportNode, ImportNode
+from octo_megatron.config.schema.data import ProblemSetConfig, SourceConfig
+from octo_megatron.config.schema.evaluate import EvaluateNode
+from octo_megatron.config.schema.node import NodeConfig
+from octo_megatron.config.schema.parallel import ParallelConfig
+from octo_megatron.config.schema.rl import RLNode
+from octo_megatron.config.schema.train import TrainNode
+
+NODE_KINDS: dict[str, type[NodeConfig]] = {
+    "import": ImportNode,
+    "train": TrainNode,
+    "rl": RLNode,
+    "evaluate": EvaluateNode,
+    "export": ExportNode,
+}
+
+
+@dataclass(frozen=True)
+class LineageConfig:
+    """One declared graph of stages with everything that they share."""
+
+    name: str
+    model: str = "???"
+    """Hugging Face folder, or a YAML file of Hugging Face config fields (relative to configs/)."""
+    tokenizer: str = "builtin"
+    """`builtin`, `model` (the tokenizer files in the model's folder) or a Hugging Face folder."""
+    data_root: str = "."
+    """For `${data_root}` in paths."""
+    seed: int = 0
+    precision: str = "fp32"
+    """fp32 or bf16."""
+    slots: int = 2
+    """Nodes that may run side by side on one machine when they do not depend on each other."""
+    threads: int = 1
+    """CPU threads of each process."""
+    deadline_seconds: int = 3600
+    """A node that has not reported progress for so long is ended, with its phase named."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    problems: dict[str, ProblemSetConfig] = field(default_factory=dict)
+    nodes: dict[str, NodeConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.precision in ("fp32", "bf16"), f"precision is '{self.precision}'; use fp32 or bf16")
+        require(self.slots >= 1 and self.threads >= 1, "slots and threads must be at least 1")
+
+    def layout_of(self, node: str) -> ParallelConfig:
+        """The node's own layout, or the lineage's."""
+        return self.nodes[node].parallel or self.parallel

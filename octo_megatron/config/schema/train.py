@@ -1,0 +1,50 @@
+"""The mid-training node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octo_megatron.config.schema.checks import require
+from octo_megatron.config.schema.node import NodeConfig
+from octo_megatron.config.schema.optimizer import OptimizerConfig, ScheduleConfig
+
+
+@dataclass(frozen=True)
+class TrainNode(NodeConfig):
+    """Mid-training on a mixture; without a parent it starts from random weights."""
+
+    kind: str = "train"
+    tokens: int = 0
+    """Budget in tokens; rounded down to whole global batches."""
+    seq_length: int = 128
+    micro_batch_size: int = 4
+    global_batch_size: int = 4
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Source name -> share of tokens; shares must sum to 1."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    inherit_optimizer: bool = True
+    """Start from the parent's optimizer state (train parents only)."""
+    continue_lr: bool = True
+    """Refuse to start unless the first learning rate equals the parent's last one."""
+    checkpoint_interval: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = 2
+    validation_interval: int = 0
+    """Steps between validation losses; 0: at the first and last step only."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.tokens >= self.seq_length * self.global_batch_size,
+            f"tokens {self.tokens} is less than one step: seq_length {self.seq_length} x global_batch_size "
+            f"{self.global_batch_size} = {self.seq_length * self.global_batch_size}",
+        )
+        require(bool(self.mixture), "a train node needs a mixture: {source: share}")
+        total = sum(self.mixture.values())
+        require(abs(total - 1) < 1e-6, f"the shares of a mixture sum to 1; these sum to {total:g}")
+        require(min(self.mixture.values()) >= 0, "a share of a mixture is below 0")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the token budget buys."""
+        return self.tokens // (self.seq_length * self.global_batch_size)
