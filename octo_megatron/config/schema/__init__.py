@@ -8,6 +8,7 @@ from octo_megatron.config.schema.convert import ExportNode, ImportNode
 from octo_megatron.config.schema.data import ProblemSetConfig, SourceConfig
 from octo_megatron.config.schema.evaluate import EvaluateNode
 from octo_megatron.config.schema.lineage import NODE_KINDS, LineageConfig
+from octo_megatron.config.schema.mixture import MixtureConfig, MixtureSource
 from octo_megatron.config.schema.node import NodeConfig
 from octo_megatron.config.schema.optimizer import OptimizerConfig, ScheduleConfig
 from octo_megatron.config.schema.parallel import ParallelConfig
@@ -20,6 +21,8 @@ __all__ = [
     "ExportNode",
     "ImportNode",
     "LineageConfig",
+    "MixtureConfig",
+    "MixtureSource",
     "NodeConfig",
     "OptimizerConfig",
     "ParallelConfig",

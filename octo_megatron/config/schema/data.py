@@ -11,7 +11,7 @@ from octo_megatron.config.schema.checks import require
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One set of training text. Exactly one of `builtin` and `files` is given."""
+    """One set of training text. Exactly one of `builtin`, `files` and `tokenized` is given."""
 
     builtin: str | None = None
     """Part of the built-in corpus: general, web, short, long or hybrid."""
@@ -19,6 +19,12 @@ class SourceConfig:
     """Tokens to produce (builtin) or to stop after (files; 0: all)."""
     files: list[str] = field(default_factory=list)
     """.jsonl, .jsonl.zst, .json or .parquet files; relative paths start at the working directory."""
+    tokenized: str | None = None
+    """Folder made by `octo tokenize`, read where it is."""
+    published: str = ""
+    """Where the set can be had, for the error when it is missing."""
+    tokenize: str = ""
+    """The `octo tokenize` line that makes `tokenized`, for the same error."""
     text: str = "{text}"
     """How a row becomes text: a Python format string over the row's fields."""
     replace: dict[str, str] = field(default_factory=dict)
@@ -28,8 +34,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.builtin) != bool(self.files),
-            "a source names either builtin: PART or files: [...], and not both",
+            [bool(self.builtin), bool(self.files), bool(self.tokenized)].count(True) == 1,
+            "a source names one of builtin: PART, files: [...] and tokenized: FOLDER, and only one",
         )
         for pattern, value in self.replace.items():
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octo_megatron.config.schema.checks import require
+from octo_megatron.config.schema.checks import check_order, require
 from octo_megatron.config.schema.node import NodeConfig
 from octo_megatron.config.schema.optimizer import OptimizerConfig, ScheduleConfig
 
@@ -20,7 +20,14 @@ class TrainNode(NodeConfig):
     micro_batch_size: int = 4
     global_batch_size: int = 4
     mixture: dict[str, float] = field(default_factory=dict)
-    """Source name -> share of tokens; shares must sum to 1."""
+    """Source name -> share of tokens; shares must sum to 1. A file may name a mixture file instead
+    (`mixture: data/stable.yaml`), which is written out here when it is loaded."""
+    packing: str = "concat"
+    """`concat`: documents joined and cut at the sequence length; `whole`: kept whole where they fit."""
+    max_epochs: dict[str, float] = field(default_factory=dict)
+    """Source name -> how often it may be gone through; sources that are not named repeat without end."""
+    when_exhausted: str = "error"
+    """Where the budget asks a source for more than its max_epochs: `error` refuses to start, `stop` ends there."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     inherit_optimizer: bool = True
@@ -43,6 +50,10 @@ class TrainNode(NodeConfig):
         total = sum(self.mixture.values())
         require(abs(total - 1) < 1e-6, f"the shares of a mixture sum to 1; these sum to {total:g}")
         require(min(self.mixture.values()) >= 0, "a share of a mixture is below 0")
+        check_order(self.packing, self.when_exhausted)
+        for name, epochs in self.max_epochs.items():
+            require(name in self.mixture, f"max_epochs names source '{name}', which the mixture does not")
+            require(epochs > 0, f"max_epochs.{name} is {epochs:g}; it must be above 0")
 
     @property
     def steps(self) -> int:

@@ -81,7 +81,11 @@ def test_the_files_that_come_along_load(path: Path) -> None:
         ("kind: train, ", "", "nodes.base needs kind: import | train | rl | evaluate | export"),
         ("tokens: 1024", "tokens: 100", "nodes.base: tokens 100 is less than one step"),
         ("{web: 1.0}", "{web: 0.7}", "the shares of a mixture sum to 1; these sum to 0.7"),
-        ("builtin: web", "builtin: web, files: [a]", "a source names either builtin: PART or files: [...]"),
+        (
+            "builtin: web",
+            "builtin: web, files: [a]",
+            "a source names one of builtin: PART, files: [...] and tokenized: FOLDER",
+        ),
         ("model: model/tiny.yaml", "", "model is not given: add model=PATH"),
     ],
 )
