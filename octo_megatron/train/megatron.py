@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +26,15 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
+
+Verdict = Callable[[float, float], str | None]
+"""(mean loss a token, gradient norm) -> None to take the step, or why not; the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class StepResult:
     """Before clipping."""
     sums: dict[str, float]
     """The loss function's figures added over micro-batches and data-parallel ranks; "loss" is the mean a token."""
+    skipped: str | None = None
+    """Why the weights were left as they were; None: they were updated."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of this rank: forward_backward (up to the gradient norm, where the host waits) and optimizer."""
 
 
 class MegatronTrainer:
@@ -51,10 +61,13 @@ class MegatronTrainer:
         precision: str,
         optimizer: OptimizerConfig,
         world: World,
+        dropout: float = 0.0,
     ):
+        """`dropout`: of attention weights and of what each block adds to the residual stream."""
         self.hf_config, self.layout, self.precision, self.world = hf_config, layout, precision, world
         self.optimizer_config = optimizer
         self.config = transformer_config(hf_config, layout, precision)
+        self.config.attention_dropout = self.config.hidden_dropout = dropout
         plain = build_model(hf_config, layout, precision, self.config)
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True,
@@ -88,6 +101,7 @@ class MegatronTrainer:
         )
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
+        self._names: dict[TokenLoss, list[str]] = {}
         self.synchronise_replicas()
 
     @property
@@ -123,29 +137,69 @@ class MegatronTrainer:
             model.broadcast_params()
         self.optimizer.reload_model_params()
 
-    def train_step(self, batches: Sequence[PackedBatch], loss: TokenLoss, lr: float) -> StepResult:
+    def train_step(
+        self,
+        batches: Sequence[PackedBatch],
+        loss: TokenLoss,
+        lr: float,
+        verdict: Verdict | None = None,
+        local: Callable[[], dict[str, float]] | None = None,
+    ) -> StepResult:
         """Forward, backward, one AdamW step at rate `lr`.
 
         The gradient is that of (sum of the loss over all micro-batches and ranks) / (all tokens that count),
         however the samples are cut into micro-batches. Every data-parallel rank passes the same number of them.
+
+        Args:
+            verdict: decides on loss and gradient norm whether the step is taken. It costs no wait of its own: Megatron
+                reads the norm on the host before every update (`get_grad_norm_fp32` ends in `.item()`), and the loss
+                comes in the same read.
+            local: figures of this rank, asked for after the backward pass and added over all ranks into `sums`.
+
+        Raises:
+            FloatingPointError: without a `verdict`, the gradient is not finite; nothing was updated.
         """
+        began = time.perf_counter()
         for model in self.models:
-            model.train()
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
         figures = self._run(batches, loss, forward_only=False)
+        names, values = self._add_up(figures, loss, local() if local else {})
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
-        finite, grad_norm, _ = self.optimizer.step()
-        if not finite:
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        sums = _mean(dict(zip(names, values.tolist(), strict=True)))  # the host has just waited for the norm
+        known = time.perf_counter()
+        reason = (verdict or self._finite)(sums["loss"], grad_norm)
+        if reason is None:
+            self._update(grad_norm)
+        seconds = {"forward_backward": known - began, "optimizer": time.perf_counter() - known}
+        return StepResult(grad_norm, sums, reason, seconds)
+
+    def _finite(self, loss: float, grad_norm: float) -> None:
+        if not math.isfinite(grad_norm):
             raise FloatingPointError(f"rank {self.world.rank}: the gradient is not finite")
-        return StepResult(float(grad_norm or 0.0), _mean(self._add_up(figures)))
+
+    def _update(self, grad_norm: float) -> None:
+        """What Megatron's `step` does once the norm is known: clip, AdamW, share the new weights."""
+        if self.optimizer_config.clip_grad > 0:
+            for part in self.optimizer.chained_optimizers:
+                clip_grad_by_total_norm_fp32(
+                    part.get_parameters(),
+                    self.optimizer_config.clip_grad,
+                    grad_norm,
+                    part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+                )
+        self.optimizer.step_with_ready_grads()
 
     def evaluate(self, batches: Sequence[PackedBatch], loss: TokenLoss) -> dict[str, float]:
         """The loss function's sums without a gradient; "loss" is the mean a token."""
         with torch.no_grad():
-            return _mean(self._add_up(self._run(batches, loss, forward_only=True)))
+            names, values = self._add_up(self._run(batches, loss, forward_only=True), loss)
+            _wait_for_device()
+            return _mean(dict(zip(names, values.tolist(), strict=True)))
 
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """log p(labels) of each batch, float32 [1, t] in row order, on every rank of the model-parallel group."""
@@ -172,6 +226,8 @@ class MegatronTrainer:
         """Megatron's schedule over the micro-batches; the figures of each, on the last pipeline stage only."""
         context, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
         batches = _equal_lengths(batches, self.layout)
+        for model in self.models:
+            model.train(not forward_only)
 
         def forward(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
             batch = _to_device(slice_for_context_rank(next(iterator), context, rank))
@@ -205,23 +261,38 @@ class MegatronTrainer:
             forward_only=forward_only,
         )
 
-    def _add_up(self, figures: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Sum over micro-batches and data-parallel ranks, known to every rank."""
-        names, values = [], torch.zeros(0)
-        if figures:
-            names = list(figures[0])
-            values = (
-                torch.stack([torch.stack([f[n].float() for n in names]) for f in figures]).double().sum(0)
-            )
-            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            if group.size() > 1:
-                dist.all_reduce(values, group=group)
-        if self.layout.pipeline_model_parallel_size == 1:
-            return dict(zip(names, values.tolist(), strict=True))
-        box = [dict(zip(names, values.tolist(), strict=True))]
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        dist.broadcast_object_list(box, last, group=parallel_state.get_pipeline_model_parallel_group())
-        return box[0]
+    def _add_up(
+        self, figures: list[dict[str, Tensor]], loss: TokenLoss, local: dict[str, float] | None = None
+    ) -> tuple[list[str], Tensor]:
+        """Names, and their sums over micro-batches and ranks: float64 on the host, once the device is waited for.
+
+        One reduction over all ranks, so that they hold the same bits. Tensor-parallel ranks compute the same loss: the
+        first of them speaks. `local` figures are added over all ranks.
+        """
+        names = self._names_of(figures, loss)
+        total = torch.zeros(len(names), dtype=torch.float64, device=DEVICE)
+        if figures and parallel_state.get_tensor_model_parallel_rank() == 0:
+            total = torch.stack([torch.stack([f[n].double() for n in names]) for f in figures]).sum(0)
+        if local:
+            mine = torch.tensor(list(local.values()), dtype=torch.float64)
+            total = torch.cat([total, mine.to(DEVICE, non_blocking=True)])
+        if self.world.world_size > 1:
+            dist.all_reduce(total)
+        # pinned, or the copy itself would make the host wait
+        host = torch.empty(total.shape, dtype=total.dtype, pin_memory=True)
+        host.copy_(total, non_blocking=True)
+        return [*names, *(local or {})], host
+
+    def _names_of(self, figures: list[dict[str, Tensor]], loss: TokenLoss) -> list[str]:
+        """What a loss function calls its figures; only the last pipeline stage has seen it speak."""
+        if loss not in self._names:
+            box = [list(figures[0]) if figures else None]
+            if self.layout.pipeline_model_parallel_size > 1:
+                last = parallel_state.get_pipeline_model_parallel_last_rank()
+                group = parallel_state.get_pipeline_model_parallel_group()
+                dist.broadcast_object_list(box, last, group=group)
+            self._names[loss] = list(box[0] or [])
+        return self._names[loss]
 
     def _gather_context(self, local: Tensor, batch: PackedBatch) -> Tensor:
         size = self.layout.context_parallel_size
@@ -238,6 +309,10 @@ class MegatronTrainer:
 def next_token_loss(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Cross entropy: minus the log-probability of each label, summed where the mask is 1."""
     return -(logprobs * batch.loss_mask).sum(), batch.loss_mask.sum(), {}
+
+
+def _wait_for_device() -> None:
+    torch.cuda.current_stream().synchronize()
 
 
 def _tied_copy(model: torch.nn.Module) -> bool:
