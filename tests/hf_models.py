@@ -10,6 +10,8 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -42,6 +44,7 @@ MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama-every-head-its-keys": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 4}),
     "llama3-rope": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 32}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 64}),
 }
 

@@ -1,15 +1,13 @@
 """Weights between a Megatron model, cut any way, and the full tensors of a Hugging Face state dict.
 
-Both directions walk the family's table (families.py) and move one tensor at a time, so what is held
+Both directions walk the family's table (families/) and move one tensor at a time, so what is held
 beside the model never exceeds the largest parameter and its parts.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,29 +16,14 @@ from torch import Tensor
 
 import octo_megatron.parallel.device  # noqa: F401  (before megatron)
 from octo_megatron.config.errors import UserError
-from octo_megatron.model.families import HEAD, Kind, ModelShape, Row, family_of
+from octo_megatron.model.families import HEAD, Kind, ModelShape, family_of
+from octo_megatron.model.slots import check_names, slots, tensor_shapes
 
 from megatron.core import parallel_state
 
+__all__ = ["check_names", "export_weights", "import_weights", "merge", "split", "tensor_shapes"]
+
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """One Megatron parameter of the whole model: a row of the table at one layer."""
-
-    row: Row
-    megatron: str
-    hf: tuple[str, ...]
-
-
-def tensor_shapes(hf_config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the Hugging Face state dict, in the order `export_weights` yields."""
-    shape = family_of(hf_config).shape(hf_config)
-    slots = _slots(hf_config)
-    return {
-        name: shape.size(size) for slot in slots for name, size in zip(slot.hf, slot.row.sizes, strict=True)
-    }
 
 
 @torch.no_grad()
@@ -59,10 +42,10 @@ def export_weights(models: list[torch.nn.Module], hf_config: dict[str, Any]) -> 
     owners, dtypes = _owners(mine)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     device = next(iter(mine.values())).device
-    for slot in _slots(hf_config):
+    for slot in slots(hf_config):
         owner, dtype = owners[slot.megatron], dtypes[slot.megatron]
         if owner == stage:
-            parts = _split(slot.row.kind, _gather_tensor_parallel(mine[slot.megatron], slot.row.kind), shape)
+            parts = split(slot.row.kind, _gather_tensor_parallel(mine[slot.megatron], slot.row.kind), shape)
         else:
             parts = [torch.empty(shape.size(s), dtype=dtype, device=device) for s in slot.row.sizes]
         for name, part in zip(slot.hf, parts, strict=True):
@@ -84,7 +67,9 @@ def import_weights(
     """
     shape = family_of(hf_config).shape(hf_config)
     mine = _parameters(models, hf_config)
-    for slot in _slots(hf_config):
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    for slot in slots(hf_config):
         targets = [mine[slot.megatron]] if slot.megatron in mine else []
         if slot.row.kind is Kind.VOCAB and shape.tied and HEAD.megatron in mine:
             # the last pipeline stage of a tied model holds its own copy of the embedding as its head
@@ -94,39 +79,7 @@ def import_weights(
                 _read_checked(read, n, shape.size(s)) for n, s in zip(slot.hf, slot.row.sizes, strict=True)
             ]
             for target in targets:
-                target.copy_(_merge(slot.row.kind, parts, shape, target))
-
-
-def check_names(names: Iterable[str], hf_config: dict[str, Any], where: str) -> None:
-    """Compare the tensors of a Hugging Face folder with what its config asks for.
-
-    A tied model may bring its head along (it is the embedding again), old files their rotary tables.
-
-    Raises:
-        UserError: the first tensor that is missing, or that has no place in the model.
-    """
-    expected, found = set(tensor_shapes(hf_config)), set(names)
-    allowed = {HEAD.hf[0]} if family_of(hf_config).shape(hf_config).tied else set()
-    missing = sorted(expected - found)
-    extra = sorted(n for n in found - expected - allowed if not n.endswith("rotary_emb.inv_freq"))
-    wrong = "the weights do not belong to this config.json"
-    if missing:
-        raise UserError(f"{where}: tensor {missing[0]} is missing ({len(missing)} in all); {wrong}")
-    if extra:
-        raise UserError(
-            f"{where}: tensor {extra[0]} has no place in the model ({len(extra)} in all); {wrong}"
-        )
-
-
-def _slots(hf_config: dict[str, Any]) -> list[_Slot]:
-    family = family_of(hf_config)
-    num_layers = family.shape(hf_config).num_layers
-    out = []
-    for repeated, group in itertools.groupby(family.rows(hf_config), lambda row: "{i}" in row.megatron):
-        rows = list(group)
-        for i in range(num_layers if repeated else 1):
-            out += [_Slot(r, r.megatron.format(i=i), tuple(n.format(i=i) for n in r.hf)) for r in rows]
-    return out
+                target.copy_(merge(slot.row.kind, parts, shape, rank, size, target.shape[0]))
 
 
 def _parameters(models: list[torch.nn.Module], hf_config: dict[str, Any]) -> dict[str, Tensor]:
@@ -143,7 +96,7 @@ def _parameters(models: list[torch.nn.Module], hf_config: dict[str, Any]) -> dic
             layer = chunk.decoder.layers[int(match[1])].layer_number - 1 if match else 0
             pattern = f"decoder.layers.{{i}}.{match[2]}" if match else name
             if pattern not in table:
-                raise RuntimeError(f"parameter {name} is in no row of the table in model/families.py")
+                raise RuntimeError(f"parameter {name} is in no row of the table in model/families/")
             out[table[pattern].format(i=layer)] = parameter
     return out
 
@@ -186,10 +139,13 @@ def _broadcast_pipeline(tensor: Tensor, owner: int) -> Tensor:
     return tensor
 
 
-def _split(kind: Kind, parts: list[Tensor], shape: ModelShape) -> list[Tensor]:
-    """Parts of one Megatron parameter on all tensor-parallel ranks -> its full Hugging Face tensors."""
+def split(kind: Kind, parts: list[Tensor], shape: ModelShape) -> list[Tensor]:
+    """Parts of one Megatron parameter on all tensor-parallel ranks, in rank order -> its full Hugging Face tensors.
+
+    Padding rows of the vocabulary are cut off. The results may share memory with the parts.
+    """
     if kind is Kind.PLAIN:
-        return parts
+        return [parts[0]]
     if kind is Kind.ROW:
         return [torch.cat(parts, dim=1)]
     if kind is Kind.VOCAB:
@@ -204,16 +160,17 @@ def _split(kind: Kind, parts: list[Tensor], shape: ModelShape) -> list[Tensor]:
     return [piece.reshape(-1, *rest) for piece in groups.split([per_group * d, d, d], dim=1)]
 
 
-def _merge(kind: Kind, full: list[Tensor], shape: ModelShape, target: Tensor) -> Tensor:
-    """Full Hugging Face tensors -> this tensor-parallel rank's part of the Megatron parameter."""
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    size = parallel_state.get_tensor_model_parallel_world_size()
+def merge(kind: Kind, full: list[Tensor], shape: ModelShape, rank: int, size: int, rows: int) -> Tensor:
+    """Full Hugging Face tensors -> the part of the Megatron parameter on tensor-parallel rank `rank` of `size`.
+
+    Args:
+        rows: of the parameter on each rank; a vocabulary that does not fill them is padded with zeros.
+    """
     if kind is Kind.PLAIN:
         return full[0]
     if kind is Kind.ROW:
         return full[0].chunk(size, dim=1)[rank]
     if kind is Kind.VOCAB:
-        rows = target.shape[0]
         part = full[0][rank * rows : (rank + 1) * rows]
         return torch.nn.functional.pad(part, (0, 0, 0, rows - part.shape[0]))
     if kind is Kind.GATE_UP:

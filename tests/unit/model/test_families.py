@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.model.families import RopeScaling, family_of
+from octo_megatron.model import families
+from octo_megatron.model.families import FAMILIES, Family, RopeScaling, family_of
+from octo_megatron.model.hf_weights import merge, split
+from octo_megatron.model.slots import row_ranges, slots
 
 LLAMA_3_2_1B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -70,6 +76,30 @@ QWEN2_5_05B: dict[str, Any] = {
 }
 
 
+MISTRAL_7B_V0_1: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+
+
 def test_llama_3_2_reads_its_rope_scaling() -> None:
     shape = family_of(LLAMA_3_2_1B).shape(LLAMA_3_2_1B)
     assert (shape.num_layers, shape.num_query_groups, shape.kv_channels, shape.tied) == (16, 8, 64, True)
@@ -111,7 +141,7 @@ def test_qwen3_assumes_its_own_head_width() -> None:
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        ({"use_sliding_window": True}, "unknown field 'use_sliding_window' for Llama"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention is supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "rope_type llama3 needs high_freq_factor"),
@@ -127,3 +157,65 @@ def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], message
     with pytest.raises(UserError) as caught:
         family_of(config).shape(config)
     assert message in str(caught.value)
+
+
+def test_a_sliding_window_is_refused_unless_no_position_is_beyond_it() -> None:
+    with pytest.raises(UserError, match="sliding_window=4096 is shorter than max_position_embeddings=32768"):
+        family_of(MISTRAL_7B_V0_1)
+    missing = {key: value for key, value in MISTRAL_7B_V0_1.items() if key != "sliding_window"}
+    with pytest.raises(UserError, match="what Mistral assumes where the field is missing"):
+        family_of(missing)
+    for fine in ({"sliding_window": None}, {"sliding_window": 32768}, {"max_position_embeddings": 4096}):
+        config = {**MISTRAL_7B_V0_1, **fine}
+        assert family_of(config).shape(config).num_query_groups == 8
+    switched_on = {**QWEN2_5_05B, "use_sliding_window": True, "sliding_window": 4096}
+    with pytest.raises(UserError, match="sliding_window=4096 is shorter than"):
+        family_of(switched_on)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_field_that_transformers_writes_is_on_a_list(family: Family) -> None:
+    config = AutoConfig.for_model(family.model_type).to_dict()
+    config |= {"architectures": list(family.architectures), "sliding_window": None}
+    if family.window is None:
+        del config["sliding_window"]
+    shape = family_of(config).shape(config)
+    defaults = AutoConfig.for_model(family.model_type)
+    assert shape.num_query_groups == defaults.num_key_value_heads
+    # what a config.json leaves out is what transformers assumes
+    for left_out in (
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "rope_parameters",
+    ):
+        shorter = {key: value for key, value in config.items() if key != left_out}
+        assert family_of(shorter).shape(shorter) == shape, left_out
+
+
+def test_a_table_is_short() -> None:
+    for family in FAMILIES:
+        source = Path(families.__file__).with_name(f"{family.model_type}.py")
+        assert len(source.read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("config", [LLAMA_3_2_1B, QWEN2_5_05B], ids=["Llama", "Qwen2"])
+def test_row_ranges_say_what_merge_does(config: dict[str, Any]) -> None:
+    """A parameter of every kind, laid out row range by row range, is what `merge` makes of whole tensors."""
+    small = {**config, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "vocab_size": 12}
+    small |= {"num_key_value_heads": 2, "head_dim": 4}
+    shape = family_of(small).shape(small)
+    for slot in slots(small)[:12]:
+        sizes = [shape.size(size) for size in slot.row.sizes]
+        full = [torch.randn(size) for size in sizes]
+        ranges = row_ranges(slot.row.kind, [size[0] for size in sizes], shape)
+        laid = torch.cat([full[r.tensor][r.hf_start : r.hf_start + r.count] for r in ranges])
+        assert [r.start for r in ranges] == [sum(p.count for p in ranges[:i]) for i in range(len(ranges))]
+        assert torch.equal(laid, merge(slot.row.kind, full, shape, 0, 1, laid.shape[0])), slot.megatron
+        for size in (1, 2):
+            parts = [
+                merge(slot.row.kind, full, shape, rank, size, laid.shape[0] // size) for rank in range(size)
+            ]
+            again = split(slot.row.kind, parts, shape)
+            assert all(map(torch.equal, full, again)), (slot.megatron, size)
