@@ -4,6 +4,7 @@ read      rows of .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet and .txt files
 template  a row -> the text of a document
 tokenizer text -> ids, and the fingerprint that says which tokenizer made a set
 store     token files in Megatron's .bin/.idx format
+token_set shards of documents with a manifest, read as one
 sources   one source: its documents, tokenised, with held-out documents apart
 order     a keyed permutation with random access
 blend     which source position i of a mixture draws from

@@ -15,7 +15,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import RunFolder, read_json
 from octo_megatron.data.blend import Blend
 from octo_megatron.data.order import permutation
-from octo_megatron.data.store import TokenStore
+from octo_megatron.data.sources import source_set
 from octo_megatron.data.tokenizer import fingerprint
 
 
@@ -71,28 +71,24 @@ def validation(run: RunFolder, source: str, seq_length: int) -> list[Sample]:
 
 
 class _Source:
-    """Windows of one token file."""
+    """Windows of one tokenised set."""
 
     def __init__(self, run: RunFolder, name: str, seq_length: int, part: str = "train"):
         folder = run.source(name)
-        manifest = read_json(folder / "manifest.json")
-        if manifest["tokenizer_sha256"] != fingerprint(run.tokenizer):
-            raise UserError(
-                f"{folder} was made with another tokenizer than {run.tokenizer}: delete it and run again"
-            )
-        self.name, self._seq, self._eos = name, seq_length, manifest["eos_id"]
-        self._store = TokenStore(folder / part)
-        self.windows = (self._store.tokens - 1) // seq_length
+        self._set = source_set(folder, part)
+        self._set.check_tokenizer(fingerprint(run.tokenizer), str(run.tokenizer))
+        self.name, self._seq, self._eos = name, seq_length, self._set.eos_id
+        self.windows = (self._set.tokens - 1) // seq_length
         if self.windows < 1:
             more = "validation_tokens" if part == "validation" else "tokens"
             raise UserError(
-                f"{folder}/{part}.bin holds {self._store.tokens} tokens, less than one window of "
+                f"{self._set.folder} holds {self._set.tokens} tokens, less than one window of "
                 f"{seq_length} + 1: raise sources.{name}.{more} or lower seq_length"
             )
 
     def window(self, c: int) -> Sample:
         """Tokens c x seq_length .. (c + 1) x seq_length; the last one is only a label."""
-        tokens = self._store.window(c * self._seq, self._seq + 1)
+        tokens = self._set.window(c * self._seq, self._seq + 1)
         ends = tokens[:-1] == self._eos
         inner = np.flatnonzero(ends[:-1]) + 1
         cu_seqlens = np.concatenate([[0], inner, [self._seq]]).astype(np.int32)

@@ -1,8 +1,8 @@
 """One source of a mixture: its documents, tokenised, with held-out documents in a file of their own.
 
-    RUN/data/<source>/train.bin, train.idx
-    RUN/data/<source>/validation.bin, validation.idx     where validation_tokens > 0
-    RUN/data/<source>/manifest.json                      what it holds and what it was made from
+    RUN/data/<source>/train/           a tokenised set (`token_set.py`); not there where `tokenized` names one
+    RUN/data/<source>/validation/      the same, where validation_tokens > 0
+    RUN/data/<source>/manifest.json    what both hold and what they were made from
 
 The folder is made under a temporary name and renamed when whole, so it is there complete or not at all. What
 it holds is a pure function of the config, the files, the tokenizer and (built-in text) the seed.
@@ -22,8 +22,9 @@ from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import read_json, write_json
 from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data import builtin, read
-from octo_megatron.data.store import TokenStore, TokenWriter, token_type
+from octo_megatron.data.store import token_type
 from octo_megatron.data.template import TemplateError, render
+from octo_megatron.data.token_set import SetWriter, TokenisedSet
 from octo_megatron.data.tokenizer import TextTokenizer
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1_000_000
@@ -61,7 +62,10 @@ def prepare_source(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        made = wanted | _write(temporary, name, config, tokenizer, seed, report)
+        if config.tokenized:
+            made = wanted | _divide(temporary, name, config, tokenizer)
+        else:
+            made = wanted | _write(temporary, name, config, tokenizer, seed, report)
         if made["tokens"] < least_tokens:
             raise UserError(
                 f"sources.{name} gave {made['tokens']} training tokens, fewer than one window of "
@@ -77,6 +81,18 @@ def prepare_source(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return made
+
+
+def source_set(folder: Path, part: str = "train") -> TokenisedSet:
+    """The set of a prepared source; `part` is train or validation.
+
+    Raises:
+        UserError: the source is not prepared or damaged.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if part == "train" and manifest["tokenized"]:
+        return TokenisedSet(Path(manifest["tokenized"]), manifest["documents"])
+    return TokenisedSet(folder / part)
 
 
 def texts(name: str, config: SourceConfig, seed: int) -> Iterator[str]:
@@ -118,7 +134,7 @@ def _found(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         for part in ("train", "validation") if found["validation_tokens"] else ("train",):
-            TokenStore(folder / part)
+            source_set(folder, part).check_files()
     except UserError:
         return None
     return found
@@ -133,8 +149,8 @@ def _write(
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
     dtype = token_type(tokenizer.size)
-    train = TokenWriter(folder / "train", dtype)
-    held_out = TokenWriter(folder / "validation", dtype) if config.validation_tokens else None
+    train = SetWriter(folder / "train", dtype)
+    held_out = SetWriter(folder / "validation", dtype) if config.validation_tokens else None
     split = _Split(config)
     limit = config.tokens or None
     for batch in _batches(texts(name, config, seed)):
@@ -147,23 +163,51 @@ def _write(
         if limit and train.tokens >= limit and (not held_out or held_out.tokens >= config.validation_tokens):
             break
     if held_out and held_out.tokens < config.validation_tokens:
-        raise UserError(
-            f"sources.{name}: {held_out.tokens} tokens could be held out where validation_tokens asks for "
-            f"{config.validation_tokens} (one document in {split.every}); ask for fewer or give more files"
-        )
-    sha256 = train.close()
-    made = {"documents": train.documents, "tokens": train.tokens, "sha256": sha256, "dtype": dtype.__name__}
-    made |= {
-        "eos_id": tokenizer.eos_id,
-        "validation_documents": 0,
-        "validation_tokens": 0,
-        "validation_sha256": None,
-    }
-    if held_out:
-        sha256 = held_out.close()
-        made |= {"validation_documents": held_out.documents, "validation_tokens": held_out.tokens}
-        made["validation_sha256"] = sha256
+        raise _too_few_held_out(name, config, held_out.tokens, f"one document in {split.every}")
+    return _facts(
+        train.close(tokenizer.eos_id, tokenizer.sha256),
+        held_out.close(tokenizer.eos_id, tokenizer.sha256) if held_out else None,
+    )
+
+
+def _divide(folder: Path, name: str, config: SourceConfig, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Where a set is there already: its last documents are held out (copied), `tokens` cuts off the rest."""
+    origin = TokenisedSet(Path(str(config.tokenized)))
+    origin.check_tokenizer(tokenizer.sha256, f"that of the lineage, {tokenizer.folder}")
+    origin.check_files()
+    first, held_out = origin.documents, None
+    if config.validation_tokens:
+        while first > 0 and origin.tokens - origin.span(first - 1)[0] < config.validation_tokens:
+            first -= 1
+        first -= 1
+        if first <= 0:
+            raise _too_few_held_out(name, config, origin.tokens, "the last documents")
+        held_out = SetWriter(folder / "validation", token_type(tokenizer.size), origin.masked)
+        for index in range(first, origin.documents):
+            held_out.append(origin.document(index), origin.prompt_tokens(index))
+    tokens = sum(origin.span(first - 1)) if first else 0
+    if config.tokens and config.tokens < tokens:
+        first = origin.document_of(config.tokens - 1) + 1
+        tokens = sum(origin.span(first - 1))
+    train = {**origin.manifest, "documents": first, "tokens": tokens}
+    made = _facts(train, held_out.close(origin.eos_id, origin.tokenizer) if held_out else None)
+    return made | {"tokenized": str(origin.folder.resolve())}
+
+
+def _facts(train: dict[str, Any], held_out: dict[str, Any] | None) -> dict[str, Any]:
+    """What a source's own manifest says of its two sets."""
+    made = {key: train[key] for key in ("documents", "tokens", "sha256", "eos_id")}
+    made["tokenized"] = None
+    for key in ("documents", "tokens", "sha256"):
+        made[f"validation_{key}"] = held_out[key] if held_out else None if key == "sha256" else 0
     return made
+
+
+def _too_few_held_out(name: str, config: SourceConfig, tokens: int, which: str) -> UserError:
+    return UserError(
+        f"sources.{name}: {tokens} tokens could be held out where validation_tokens asks for "
+        f"{config.validation_tokens} ({which}); ask for fewer or give more files"
+    )
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -212,7 +256,9 @@ def _key(text: str) -> bytes:
 
 
 def _inputs(config: SourceConfig) -> list[list[Any]]:
-    """[path, bytes, time of last change in ns] of each file."""
+    """[path, bytes, time of last change in ns] of each file, or [folder, sha256] of a tokenised set."""
+    if config.tokenized:
+        return [[config.tokenized, TokenisedSet(Path(config.tokenized)).manifest["sha256"]]]
     out = []
     for file in config.files:
         read.check(Path(file))

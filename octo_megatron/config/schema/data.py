@@ -16,11 +16,11 @@ class SourceConfig:
     builtin: str | None = None
     """Part of the built-in corpus: general, web, short, long or hybrid."""
     tokens: int = 0
-    """Tokens to produce (builtin) or to stop after (files; 0: all)."""
+    """Tokens to produce (builtin) or to stop after (files, tokenized; 0: all)."""
     files: list[str] = field(default_factory=list)
     """.jsonl, .jsonl.zst, .json or .parquet files; relative paths start at the working directory."""
     tokenized: str | None = None
-    """Folder made by `octo tokenize`, read where it is."""
+    """Folder that `octo tokenize` made with the lineage's tokenizer, read where it is."""
     published: str = ""
     """Where the set can be had, for the error when it is missing."""
     tokenize: str = ""
@@ -30,7 +30,7 @@ class SourceConfig:
     replace: dict[str, str] = field(default_factory=dict)
     """Regular expression -> what takes its place (\\1: its first group), on the text, in this order."""
     validation_tokens: int = 0
-    """Tokens of whole documents held out from training for the validation loss."""
+    """Tokens of whole documents held out from training for the validation loss (tokenized: its last ones)."""
 
     def __post_init__(self) -> None:
         require(

@@ -8,7 +8,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octo_megatron.config.run_folder import RunFolder, write_json
-from octo_megatron.data.store import TokenWriter, token_type
+from octo_megatron.data.store import token_type
+from octo_megatron.data.token_set import SetWriter
 from octo_megatron.data.tokenizer import TextTokenizer
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -61,14 +62,14 @@ def add_source(run: RunFolder) -> Callable[..., None]:
     def add(name: str, documents: list[list[int]], validation: list[list[int]] | None = None) -> None:
         folder = run.source(name)
         folder.mkdir(parents=True)
+        manifest = {"tokenized": None, "validation_tokens": 0}
         for part, content in (("train", documents), ("validation", validation)):
             if content:
-                writer = TokenWriter(folder / part, token_type(300))
+                writer = SetWriter(folder / part, token_type(300))
                 for ids in content:
                     writer.append([*ids, tokenizer.eos_id])
-                writer.close()
-        manifest = {"eos_id": tokenizer.eos_id, "tokenizer_sha256": tokenizer.sha256}
-        manifest["validation_tokens"] = sum(len(ids) + 1 for ids in validation or [])
+                made = writer.close(tokenizer.eos_id, tokenizer.sha256)
+                manifest["validation_tokens" if part == "validation" else "tokens"] = made["tokens"]
         write_json(folder / "manifest.json", manifest)
 
     return add

@@ -28,7 +28,7 @@ def mixture(run: RunFolder, add_source: Callable[..., None]) -> Mixture:
 
 
 def _stream(run: RunFolder, source: str) -> np.ndarray:
-    return np.fromfile(run.source(source) / "train.bin", np.uint16)
+    return np.fromfile(run.source(source) / "train/shard-00000.bin", np.uint16)
 
 
 def test_samples_are_windows_whose_last_token_is_the_next_ones_first(
@@ -96,7 +96,7 @@ def test_a_source_keeps_its_order_in_another_mixture(run: RunFolder, mixture: Mi
 
 def test_validation_is_the_held_out_windows_in_order(run: RunFolder, mixture: Mixture) -> None:
     samples = validation(run, "web", SEQ)
-    stream = np.fromfile(run.source("web") / "validation.bin", np.uint16)
+    stream = np.fromfile(run.source("web") / "validation/shard-00000.bin", np.uint16)
     assert [s.tokens.tolist() for s in samples] == [stream[c : c + SEQ + 1].tolist() for c in (0, SEQ)]
     assert validation(run, "code", SEQ) == []
     with pytest.raises(UserError, match=r"raise sources\.web.validation_tokens"):
@@ -108,8 +108,8 @@ def test_what_cannot_be_opened_is_one_line(run: RunFolder, mixture: Mixture) -> 
         Mixture(run, {"nowhere": 1.0}, SEQ, 0)
     with pytest.raises(UserError, match=r"raise sources\.code.tokens or lower seq_length"):
         Mixture(run, {"code": 1.0}, 41, 0)
-    manifest = run.source("code") / "manifest.json"
-    write_json(manifest, read_json(manifest) | {"tokenizer_sha256": "0" * 64})
+    manifest = run.source("code") / "train/manifest.json"
+    write_json(manifest, read_json(manifest) | {"tokenizer": "0" * 64})
     with pytest.raises(UserError, match="another tokenizer"):
         Mixture(run, {"code": 1.0}, SEQ, 0)
 

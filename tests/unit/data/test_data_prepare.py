@@ -22,7 +22,7 @@ from octo_megatron.config.schema import LineageConfig, ProblemSetConfig, RLNode,
 from octo_megatron.data.mixture import Mixture, validation
 from octo_megatron.data.prepare import main, prepare
 from octo_megatron.data.problems import load_problems
-from octo_megatron.data.store import TokenStore
+from octo_megatron.data.sources import source_set
 from octo_megatron.data.tokenizer import TextTokenizer
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "ran", "to", "house"]
@@ -77,7 +77,7 @@ def _content(run: RunFolder) -> dict[str, bytes]:
 
 def _texts(run: RunFolder, part: str) -> list[str]:
     tokenizer = TextTokenizer(run.tokenizer)
-    store = TokenStore(run.source("web") / part)
+    store = source_set(run.source("web"), part)
     return [tokenizer.decode(store.document(i).tolist()) for i in range(store.documents)]
 
 
@@ -87,7 +87,11 @@ def test_writes_what_the_nodes_use_and_nothing_else(make: Callable) -> None:
     assert sorted(_content(run)) == [
         "data/tokenizer.json",
         "data/web/manifest.json",
-        *(f"data/web/{part}.{kind}" for part in ("train", "validation") for kind in ("bin", "idx")),
+        *(
+            f"data/web/{part}/{name}"
+            for part in ("train", "validation")
+            for name in ("manifest.json", "shard-00000.bin", "shard-00000.idx")
+        ),
         "hf_config.json",
         "lineage.yaml",
         "problems/rl.jsonl",
@@ -104,7 +108,7 @@ def test_writes_what_the_nodes_use_and_nothing_else(make: Callable) -> None:
         f"{i}+{i}" for i in range(10)
     ]
     manifest = read_json(run.source("web") / "manifest.json")
-    store = TokenStore(run.source("web") / "train")
+    store = source_set(run.source("web"))
     assert (manifest["tokens"], manifest["documents"]) == (store.tokens, store.documents)
     assert manifest["tokenizer_sha256"] == TextTokenizer(run.tokenizer).sha256
     sample = Mixture(run, {"web": 1.0}, 32, 0).sample(0)
@@ -128,7 +132,7 @@ def test_held_out_documents_are_whole_and_never_in_training(make: Callable) -> N
 def test_stops_at_the_wanted_tokens_with_a_whole_document(make: Callable) -> None:
     run, lineage = make(tokens=3000)
     prepare(run, lineage)
-    store = TokenStore(run.source("web") / "train")
+    store = source_set(run.source("web"))
     assert 3000 <= store.tokens < 3000 + len(store.document(store.documents - 1))
     assert read_json(run.source("web") / "manifest.json")["validation_tokens"] >= 500
 
@@ -320,7 +324,10 @@ def test_the_built_in_corpus(tmp_path: Path) -> None:
     assert (first.tokenizer / "tokenizer.json").read_bytes() == (
         other.tokenizer / "tokenizer.json"
     ).read_bytes()
-    assert _content(first)["data/general/train.bin"] != _content(other)["data/general/train.bin"]
+    assert (
+        _content(first)["data/general/train/shard-00000.bin"]
+        != _content(other)["data/general/train/shard-00000.bin"]
+    )
     assert len(load_problems(first.problems("rl"))) == 20
     assert np.isin(0, Mixture(first, {"general": 1.0}, 128, 0).sample(0).tokens)
 
