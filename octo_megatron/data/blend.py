@@ -69,6 +69,13 @@ class Blend:
         s = int(owner[offset])
         return self.names[s], round_ * self.weights[s] + int(index[offset])
 
+    def position(self, name: str, index: int) -> int:
+        """The position i that is number `index` (from 0) of this source: inverse of `at`."""
+        s = self.names.index(name)
+        round_, index = divmod(index, self.weights[s])
+        offsets = np.flatnonzero(_period(self.weights)[0] == s)
+        return round_ * self.period + int(offsets[index])
+
     def counts(self, n: int) -> dict[str, int]:
         """Positions of each source among the first n; each within one of share x n."""
         round_, offset = divmod(n, self.period)

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 
 from octo_megatron.config.schema import ParallelConfig, TrainNode
-from octo_megatron.data.mixture import Sample
+from octo_megatron.data.prefetch import Prefetcher
+from octo_megatron.data.sample import Sample
 from octo_megatron.model.batch import Document, PackedBatch, pack
 
 
@@ -34,6 +35,30 @@ def micro_batches(
     ]
 
 
+def batch_stream(
+    node: TrainNode,
+    sample: Callable[[int], Sample],
+    steps: range,
+    rank: int,
+    size: int,
+    layout: ParallelConfig,
+    deadline_seconds: float,
+) -> Prefetcher[list[PackedBatch]]:
+    """`micro_batches` of each of `steps`, made in the background; `next()` gives them in order."""
+
+    def make(step: int) -> list[PackedBatch]:
+        return micro_batches(node, sample, step, rank, size, layout)
+
+    def describe(step: int) -> str:
+        first = step * node.global_batch_size
+        return (
+            f"the batch of step {step + 1} (samples {first} to {first + node.global_batch_size - 1}, "
+            f"data-parallel rank {rank})"
+        )
+
+    return Prefetcher(make, steps.start, steps.stop, deadline_seconds, describe)
+
+
 def validation_batches(
     samples: Sequence[Sample], micro_batch_size: int, rank: int, size: int, layout: ParallelConfig
 ) -> list[PackedBatch]:
@@ -51,7 +76,7 @@ def validation_batches(
 
 
 def documents(sample: Sample) -> list[Document]:
-    """The documents (or parts of documents) of one window."""
+    """The documents (or parts of documents) of one sample; padding is the last one where there is any."""
     tokens = torch.from_numpy(sample.tokens)
     mask = torch.from_numpy(sample.loss_mask)
     bounds = sample.cu_seqlens.tolist()
