@@ -6,9 +6,15 @@ tokenizer text -> ids, and the fingerprint that says which tokenizer made a set
 store     token files in Megatron's .bin/.idx format
 token_set shards of documents with a manifest, read as one
 sources   one source: its documents, tokenised, with held-out documents apart
-order     a keyed permutation with random access
 blend     which source position i of a mixture draws from
+order     a keyed permutation with random access
+epoch     the order of a source's samples within an epoch, made of such permutations
+sample    tokens, document boundaries, positions and loss mask
+concat    packing: documents joined and cut at the sequence length
+whole     packing: documents kept whole where they fit
 mixture   sample i of a mixture, a pure function of (seed, i)
+ledger    tokens and documents by source and epoch up to any position
+prefetch  batches made ahead in the background
 problems  questions with checkable answers
 prepare   everything that a run needs before its first node
 builtin/  the procedural corpus of the demo

@@ -63,7 +63,7 @@ class EpochOrder:
         return int(self._firsts[group.blocks[b]]) + inside - int(group.firsts[b])
 
     def prefix(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first n places as (blocks that are in them whole, samples besides); int64, at most one group of samples."""
+        """The first n places as (blocks that are in them whole, samples besides); int64, less than a group of them."""
         index = bisect_right(self._group_firsts, n) - 1
         whole = self._blocks[: index * GROUP]
         rest = n - self._group_firsts[index]

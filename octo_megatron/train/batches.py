@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import torch
 
+from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig, TrainNode
 from octo_megatron.data.prefetch import Prefetcher
 from octo_megatron.data.sample import Sample
 from octo_megatron.model.batch import Document, PackedBatch, pack
+from octo_megatron.parallel.world import World
 
 
 def sample_positions(node: TrainNode, step: int, rank: int, size: int) -> list[list[int]]:
@@ -35,16 +37,40 @@ def micro_batches(
     ]
 
 
+def affordable_steps(name: str, node: TrainNode, end: tuple[int, str] | None) -> int:
+    """Steps of the node: what its budget buys, or fewer where a source runs out and the node is to stop there.
+
+    Args:
+        name: of the node.
+        end: `Mixture.end()`.
+
+    Raises:
+        UserError: a source runs out before the budget does and the node says `when_exhausted: error`.
+    """
+    if end is None or end[0] >= node.steps * node.global_batch_size:
+        return node.steps
+    position, source = end
+    steps = position // node.global_batch_size
+    if node.when_exhausted == "stop" and steps > 0:
+        return steps
+    raise UserError(
+        f"nodes.{name}: source '{source}' has been gone through max_epochs {node.max_epochs[source]:g} times "
+        f"after {steps} of {node.steps} steps: raise max_epochs.{source}, lower its share or tokens, "
+        "or say when_exhausted: stop"
+    )
+
+
 def batch_stream(
     node: TrainNode,
     sample: Callable[[int], Sample],
     steps: range,
-    rank: int,
-    size: int,
+    world: World,
     layout: ParallelConfig,
     deadline_seconds: float,
 ) -> Prefetcher[list[PackedBatch]]:
     """`micro_batches` of each of `steps`, made in the background; `next()` gives them in order."""
+
+    rank, size = world.data_parallel_rank, world.data_parallel_size
 
     def make(step: int) -> list[PackedBatch]:
         return micro_batches(node, sample, step, rank, size, layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,10 @@ from octo_megatron.config.run_folder import (
 )
 from octo_megatron.config.schema import TrainNode
 from octo_megatron.config.versions import installed_versions
-from octo_megatron.data.mixture import Mixture, Sample, validation
+from octo_megatron.data.mixture import Mixture, node_seed, open_mixture, validation
+from octo_megatron.data.sample import Sample
 from octo_megatron.parallel import world as worlds
-from octo_megatron.train.batches import micro_batches, validation_batches
+from octo_megatron.train.batches import affordable_steps, batch_stream, validation_batches
 from octo_megatron.train.megatron import MegatronTrainer, next_token_loss
 from octo_megatron.train.schedule import learning_rate
 
@@ -52,22 +52,31 @@ def run(ctx: NodeContext) -> None:
     progress.update("start", 0, node.steps)
     hf_config = read_json(ctx.run.hf_config)
     trainer = MegatronTrainer(hf_config, layout, ctx.lineage.precision, node.optimizer, world)
-    mixture = Mixture(ctx.run, node.mixture, node.seq_length, data_seed(ctx.lineage.seed, ctx.name))
+    mixture = open_mixture(
+        ctx.run,
+        node.mixture,
+        node.seq_length,
+        node_seed(ctx.lineage.seed, ctx.name),
+        node.packing,
+        node.max_epochs,
+    )
+    steps = affordable_steps(ctx.name, node, mixture.end())
     held_out = {name: validation(ctx.run, name, node.seq_length) for name in sorted(node.mixture)}
     step = _begin(ctx, node, trainer)
+    stream = batch_stream(
+        node, mixture.sample, range(step, steps), world, layout, ctx.lineage.deadline_seconds
+    )
     metrics = MetricsFile(ctx.folder.metrics, step, world.is_first)
     phases.mark("start")
     if step == 0:
         metrics.write({"step": 0, "tokens": 0, **_validate(trainer, node, held_out)})
         phases.mark("validation")
 
-    while step < node.steps:
+    while step < steps:
         began = time.perf_counter()
-        batches = micro_batches(
-            node, mixture.sample, step, world.data_parallel_rank, world.data_parallel_size, layout
-        )
+        batches = stream.next()
         phases.mark("data")
-        lr = learning_rate(node.schedule, step, node.steps)
+        lr = learning_rate(node.schedule, step, steps)
         result = trainer.train_step(batches, next_token_loss, lr)
         phases.mark("train")
         step += 1
@@ -81,16 +90,15 @@ def run(ctx: NodeContext) -> None:
             "seconds": seconds,
             "tokens_per_second": node.global_batch_size * node.seq_length / seconds,
         }
-        last = step == node.steps
+        last = step == steps
         if last or (node.validation_interval and step % node.validation_interval == 0):
             row |= _validate(trainer, node, held_out)
             phases.mark("validation")
         metrics.write(row)
-        progress.update(
-            "train", step, node.steps, loss=row["loss"], tokens_per_second=row["tokens_per_second"]
-        )
+        progress.update("train", step, steps, loss=row["loss"], tokens_per_second=row["tokens_per_second"])
         if last or (node.checkpoint_interval and step % node.checkpoint_interval == 0):
             facts = {"kind": "train", "step": step, "lr": lr, "tokens": row["tokens"], "hf_config": hf_config}
+            facts["ledger"] = mixture.ledger(step * node.global_batch_size)
             store.save(
                 store.step_folder(ctx.folder.checkpoints, step),
                 trainer,
@@ -99,17 +107,13 @@ def run(ctx: NodeContext) -> None:
             )
             phases.mark("checkpoint")
 
+    stream.close()
     metrics.close()
     parameters, sha256 = trainer.parameter_count, weights_sha256(trainer.chunks, hf_config)
     if world.is_first:
-        write_json(ctx.folder.done, _result(ctx, node, mixture, parameters, sha256, phases))
+        write_json(ctx.folder.done, _result(ctx, node, steps, mixture, parameters, sha256, phases))
     world.barrier()
     world.stop()
-
-
-def data_seed(seed: int, name: str) -> int:
-    """Each node draws its data in an order of its own: 63 bits of sha256(seed, node name)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 def _begin(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> int:
@@ -162,12 +166,19 @@ def _validate(
 
 
 def _result(
-    ctx: NodeContext, node: TrainNode, mixture: Mixture, parameters: int, sha256: str, phases: Phases
+    ctx: NodeContext,
+    node: TrainNode,
+    done: int,
+    mixture: Mixture,
+    parameters: int,
+    sha256: str,
+    phases: Phases,
 ) -> dict[str, Any]:
     rows = read_json_lines(ctx.folder.metrics)
     steps = [row for row in rows if row["step"] > 0]
     checked = [row for row in rows if "validation_loss" in row]
     last = [row["loss"] for row in steps[-20:]]
+    ledger = mixture.ledger(done * node.global_batch_size)
 
     def by_source(row: dict[str, Any]) -> dict[str, float]:
         return {k.split("/", 1)[1]: v for k, v in row.items() if k.startswith("validation/")}
@@ -175,9 +186,10 @@ def _result(
     return {
         "kind": "train",
         "parent": node.parent,
-        "step": node.steps,
-        "tokens": node.steps * node.global_batch_size * node.seq_length,
-        "tokens_by_source": mixture.ledger(node.steps * node.global_batch_size),
+        "step": done,
+        "tokens": done * node.global_batch_size * node.seq_length,
+        "tokens_by_source": {name: row["tokens"] for name, row in ledger.items()},
+        "ledger": ledger,
         "lr_first": steps[0]["lr"],
         "lr_last": steps[-1]["lr"],
         "loss_first": steps[0]["loss"],

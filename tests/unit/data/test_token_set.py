@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import RunFolder, read_json, write_json
 from octo_megatron.config.schema import SourceConfig
-from octo_megatron.data.mixture import Mixture, validation
+from octo_megatron.data.mixture import open_mixture, validation
 from octo_megatron.data.sources import prepare_source, source_set
 from octo_megatron.data.token_set import SetWriter, TokenisedSet
 from octo_megatron.data.tokenizer import TextTokenizer
@@ -105,7 +105,9 @@ def test_a_set_is_a_source(run: RunFolder, add_source: Callable[..., None], tmp_
     assert [kept.document(i).tolist() for i in range(held_out)] == documents[-held_out:]
     add_source("copy", [ids[:-1] for ids in documents[:-held_out]])
     windows = {
-        name: {tuple(Mixture(run, {name: 1.0}, 32, 0).sample(i).tokens) for i in range(made["tokens"] // 32)}
+        name: {
+            tuple(open_mixture(run, {name: 1.0}, 32, 0).sample(i).tokens) for i in range(made["tokens"] // 32)
+        }
         for name in ("web", "copy")
     }
     assert windows["web"] == windows["copy"]

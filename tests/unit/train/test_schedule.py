@@ -8,9 +8,10 @@ import pytest
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ScheduleConfig, TrainNode
+from octo_megatron.data.mixture import node_seed
 from octo_megatron.train.batches import sample_positions
 from octo_megatron.train.schedule import learning_rate
-from octo_megatron.train.stage import check_continuity, data_seed
+from octo_megatron.train.stage import check_continuity
 
 
 def node(**changes: object) -> TrainNode:
@@ -56,6 +57,6 @@ def test_every_layout_reads_the_same_samples(size: int) -> None:
 
 
 def test_nodes_draw_in_orders_of_their_own() -> None:
-    assert data_seed(0, "short") != data_seed(0, "long")
-    assert data_seed(0, "short") != data_seed(1, "short")
-    assert data_seed(0, "short") == data_seed(0, "short") < 2**63
+    assert node_seed(0, "short") != node_seed(0, "long")
+    assert node_seed(0, "short") != node_seed(1, "short")
+    assert node_seed(0, "short") == node_seed(0, "short") < 2**63
