@@ -11,6 +11,7 @@ import typer
 from octo_megatron.cli.convert import export_folder, import_folder
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
+from octo_megatron.cli.inspect import inspect
 from octo_megatron.cli.report import report
 from octo_megatron.cli.run import run
 from octo_megatron.cli.status import status
@@ -34,6 +35,8 @@ octo run LINEAGE.yaml          your own lineage; KEY=VALUE changes any value
 
 octo status RUN                where each node stands
 
+octo inspect RUN --step N      what was in the batch of a step
+
 [bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 130 stopped.
 """
 
@@ -50,6 +53,7 @@ app.command()(demo)
 app.command()(run)
 app.command()(status)
 app.command()(report)
+app.command()(inspect)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command()(doctor)

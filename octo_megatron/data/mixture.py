@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,18 @@ from octo_megatron.data.sources import source_set
 from octo_megatron.data.token_set import TokenisedSet
 from octo_megatron.data.tokenizer import fingerprint
 from octo_megatron.data.whole import WholePacking
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a position of the mixture comes from."""
+
+    source: str
+    epoch: int
+    place: int
+    """Within the epoch, from 0."""
+    samples: int
+    """Of an epoch of this source."""
 
 
 class Mixture:
@@ -46,7 +59,7 @@ class Mixture:
         Raises:
             UserError: a set is shorter than one sample.
         """
-        self.seq_length, self.seed = seq_length, seed
+        self.seq_length, self.seed, self.sets = seq_length, seed, sets
         self._blend = Blend(shares)
         self._sources = {
             name: _Source(open_packing(sets[name], packing, seq_length, name), name, seed)
@@ -71,6 +84,12 @@ class Mixture:
                 f"({self._limits[name]} samples): raise max_epochs.{name}, lower its share or the budget"
             )
         return self._sources[name].sample(index)
+
+    def place(self, i: int) -> Place:
+        """Where sample i comes from."""
+        name, index = self._blend.at(i)
+        samples = self._sources[name].packing.samples
+        return Place(name, *divmod(index, samples), samples)
 
     def end(self) -> tuple[int, str] | None:
         """(first position that asks a source for more than its max_epochs, that source); None: there is none."""

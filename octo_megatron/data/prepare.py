@@ -20,8 +20,9 @@ from octo_megatron.config.run_folder import Progress, RunFolder, read_json, writ
 from octo_megatron.config.schema import EvaluateNode, LineageConfig, RLNode, TrainNode
 from octo_megatron.data import builtin
 from octo_megatron.data.problems import dump_problems, make_problems
-from octo_megatron.data.sources import prepare_source
+from octo_megatron.data.sources import prepare_source, source_set
 from octo_megatron.data.tokenizer import TextTokenizer, fingerprint
+from octo_megatron.data.whole import WholePacking
 
 _TOKENIZER_SEED = 0
 """Runs of different seeds share the built-in tokenizer, so that their weights and losses can be compared."""
@@ -55,6 +56,12 @@ def prepare(run: RunFolder, lineage: LineageConfig) -> None:
         prepare_source(
             run.source(name), name, lineage.sources[name], tokenizer, lineage.seed, least_tokens, report
         )
+    for name, seq_length in _packed_whole(lineage):
+
+        def packed(done: int, total: int, phase: str = f"packing {name} at {seq_length}") -> None:
+            progress.update(phase, done, total)
+
+        WholePacking(source_set(run.source(name)), seq_length, name, packed)
     for name in _needed_problems(lineage):
         progress.update(f"problems of {name}", 0, 1)
         _prepare_problems(run, name, lineage)
@@ -87,6 +94,17 @@ def _needed_sources(lineage: LineageConfig) -> dict[str, int]:
             assert isinstance(node, TrainNode)
             needed[name] = max(needed.get(name, 0), node.seq_length + 1)
     return needed
+
+
+def _packed_whole(lineage: LineageConfig) -> list[tuple[str, int]]:
+    """(source, sequence length) of every table that nodes with `packing: whole` open."""
+    pairs = {
+        (name, node.seq_length): None
+        for node in lineage.nodes.values()
+        if isinstance(node, TrainNode) and node.packing == "whole"
+        for name in node.mixture
+    }
+    return list(pairs)
 
 
 def _needed_problems(lineage: LineageConfig) -> list[str]:

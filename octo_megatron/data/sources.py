@@ -24,7 +24,7 @@ from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data import builtin, read
 from octo_megatron.data.store import token_type
 from octo_megatron.data.template import TemplateError, render
-from octo_megatron.data.token_set import SetWriter, TokenisedSet
+from octo_megatron.data.token_set import SetWriter, TokenisedSet, open_source
 from octo_megatron.data.tokenizer import TextTokenizer
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1_000_000
@@ -53,7 +53,7 @@ def prepare_source(
         "source": name,
         "config_digest": digest([to_plain(config), seed if config.builtin else None]),
         "tokenizer_sha256": tokenizer.sha256,
-        "inputs": _inputs(config),
+        "inputs": _inputs(name, config),
     }
     found = _found(folder, wanted)
     if found is not None:
@@ -172,7 +172,7 @@ def _write(
 
 def _divide(folder: Path, name: str, config: SourceConfig, tokenizer: TextTokenizer) -> dict[str, Any]:
     """Where a set is there already: its last documents are held out (copied), `tokens` cuts off the rest."""
-    origin = TokenisedSet(Path(str(config.tokenized)))
+    origin = open_source(name, config)
     origin.check_tokenizer(tokenizer.sha256, f"that of the lineage, {tokenizer.folder}")
     origin.check_files()
     first, held_out = origin.documents, None
@@ -255,10 +255,10 @@ def _key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _inputs(config: SourceConfig) -> list[list[Any]]:
+def _inputs(name: str, config: SourceConfig) -> list[list[Any]]:
     """[path, bytes, time of last change in ns] of each file, or [folder, sha256] of a tokenised set."""
     if config.tokenized:
-        return [[config.tokenized, TokenisedSet(Path(config.tokenized)).manifest["sha256"]]]
+        return [[config.tokenized, open_source(name, config).manifest["sha256"]]]
     out = []
     for file in config.files:
         read.check(Path(file))

@@ -24,6 +24,7 @@ import numpy as np
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import read_json, write_json
+from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data.store import TokenStore, TokenWriter
 
 FORMAT = 1
@@ -156,6 +157,22 @@ class TokenisedSet:
             raise IndexError(f"document {index} of {self.folder}, which holds {self.documents}")
         shard = bisect_right(self._document_ends, index)
         return shard, self._document_ends[shard - 1] if shard else 0
+
+
+def open_source(name: str, source: SourceConfig) -> TokenisedSet:
+    """The tokenised set that a source names.
+
+    Raises:
+        UserError: it is not there; says where it is published and which command makes it, as far as the source does.
+    """
+    folder = Path(str(source.tokenized))
+    if not (folder / MANIFEST).is_file():
+        published = f", published as {source.published}" if source.published else ""
+        command = source.tokenize or f"octo tokenize FILES --out {folder}"
+        raise UserError(
+            f"set '{name}' is missing: no tokenised set at {folder}{published}; make it with `{command}`"
+        )
+    return TokenisedSet(folder)
 
 
 def set_manifest(

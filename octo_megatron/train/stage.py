@@ -64,7 +64,7 @@ def run(ctx: NodeContext) -> None:
     held_out = {name: validation(ctx.run, name, node.seq_length) for name in sorted(node.mixture)}
     step = _begin(ctx, node, trainer)
     stream = batch_stream(
-        node, mixture.sample, range(step, steps), world, layout, ctx.lineage.deadline_seconds
+        node, mixture.sample, range(step, steps), world, layout, ctx.lineage.deadline_seconds / 2
     )
     metrics = MetricsFile(ctx.folder.metrics, step, world.is_first)
     phases.mark("start")

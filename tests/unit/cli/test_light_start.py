@@ -31,7 +31,9 @@ def run(tmp_path: Path) -> Path:
     return plan.run.root
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "RUN"], ["report", "RUN"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["inspect", "--help"], ["status", "RUN"], ["report", "RUN"]]
+)
 def test_no_engine_is_imported(arguments: list[str], run: Path) -> None:
     modules = _imported(*[str(run) if word == "RUN" else word for word in arguments], cwd=run.parent)
     assert "typer" in modules

@@ -129,7 +129,7 @@ def test_a_set_of_another_tokenizer_or_too_small_is_refused(run: RunFolder, tmp_
     _write(tmp_path / "set", _documents(), 500, tokenizer.sha256)
     with pytest.raises(UserError, match="could be held out where validation_tokens asks for 100000"):
         prepare_source(run.source("web"), "web", replace(config, validation_tokens=100000), tokenizer, 0, 33)
-    with pytest.raises(UserError, match="is not a tokenised set"):
+    with pytest.raises(UserError, match="no tokenised set at"):
         prepare_source(
             run.source("web"), "web", SourceConfig(tokenized=str(tmp_path / "no")), tokenizer, 0, 33
         )
