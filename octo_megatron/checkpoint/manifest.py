@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,22 @@ def latest(checkpoints: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def write_manifest(folder: Path, extra: dict[str, Any]) -> None:
-    """List every file of `folder` with its size and sha256, beside the caller's `extra` facts."""
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    (folder / MANIFEST).write_text(json.dumps({"extra": extra, "files": files}, indent=1) + "\n")
+def write_manifest(
+    folder: Path, extra: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """List every file of `folder` with its size and sha256, beside the caller's `extra` facts.
+
+    `known`: entries of files whose writers hashed them already.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            name = str(path.relative_to(folder))
+            files[name] = (known or {}).get(name) or file_entry(path)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"extra": extra, "files": files}, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
@@ -56,28 +65,31 @@ def read_extra(folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / MANIFEST)["extra"])
 
 
-def verify(folder: Path) -> None:
-    """Raises UserError naming the first file that is missing or differs from the manifest."""
+def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
+    """Raises UserError naming the first file that is missing or differs from the manifest, and in what.
+
+    `part` of `parts`: ranks share the reading.
+    """
     read_extra(folder)
-    for name, entry in read_json(folder / MANIFEST)["files"].items():
+    files = read_json(folder / MANIFEST)["files"]
+    for name, entry in list(files.items())[part::parts]:
         path = folder / name
         if not path.is_file():
-            raise UserError(
-                f"checkpoint {folder}: {name} is missing; delete this folder to fall back to an older one"
-            )
+            raise UserError(f"checkpoint {folder}: {name} is missing")
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise UserError(
-                f"checkpoint {folder}: {name} has {size} bytes, the manifest says {entry['bytes']}; "
-                "delete this folder to fall back to an older one"
+                f"checkpoint {folder}: {name} has {size} bytes, the manifest says {entry['bytes']}"
             )
-        if _sha256(path) != entry["sha256"]:
+        found = file_entry(path)["sha256"]
+        if found != entry["sha256"]:
             raise UserError(
-                f"checkpoint {folder}: {name} is damaged (sha256 differs from the manifest's); "
-                "delete this folder to fall back to an older one"
+                f"checkpoint {folder}: {name} is damaged: its sha256 is {found[:16]}..., "
+                f"the manifest says {entry['sha256'][:16]}..."
             )
 
 
-def _sha256(path: Path) -> str:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, as manifests have them."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,18 +1,25 @@
 """Megatron distributed checkpoints: written aside, made visible by one rename, verified before use.
 
-Optimizer state is saved fully reshardable, so that any layout can load what any other wrote.
+Every rank writes what it holds and any layout reads what any other wrote (`optimizer_state.py`). `Saver` writes in the
+background while training goes on; `save` and `save_weights` wait.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from octo_megatron.checkpoint import optimizer_state
+from octo_megatron.checkpoint.fence import Fence
 from octo_megatron.checkpoint.manifest import (
     finished,
     latest,
@@ -21,17 +28,22 @@ from octo_megatron.checkpoint.manifest import (
     verify,
     write_manifest,
 )
+from octo_megatron.checkpoint.retention import Retention
+from octo_megatron.checkpoint.writer import Job, RankFileStrategy, parallel_strategy
 from octo_megatron.config.errors import UserError
+from octo_megatron.config.schema import ParallelConfig
+from octo_megatron.parallel.random_state import random_state, seed_everything, set_random_state
 from octo_megatron.parallel.world import World
 
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 __all__ = [
     "Trainable",
     "finished",
     "latest",
     "load",
+    "load_newest",
     "load_weights",
     "read_extra",
     "save",
@@ -39,11 +51,14 @@ __all__ = [
     "step_folder",
 ]
 
+_DELETED = ".deleted-"
+
 
 class Trainable(Protocol):
     """What this room needs of a trainer (`octo_megatron.train.megatron.MegatronTrainer`)."""
 
     world: World
+    layout: ParallelConfig
     optimizer: Any
 
     @property
@@ -52,8 +67,103 @@ class Trainable(Protocol):
     def synchronise_replicas(self) -> None: ...
 
 
+@dataclasses.dataclass
+class Pending:
+    """A checkpoint that is being written; `publish` follows when every rank's writer has ended."""
+
+    folder: Path
+    aside: Path
+    job: Job
+    request: AsyncRequest
+    extra: dict[str, Any]
+    world: World
+
+    def publish(self, fence: Fence | None = None) -> None:
+        """Manifest and rename; collective.
+
+        Raises:
+            UserError: a rank could not write, or the node was taken over (`fence`).
+        """
+        try:
+            for finalize in self.request.finalize_fns:
+                finalize()
+            reports = self.world.all_gather_object(self.job.result().get("files", {}))
+        # CheckpointException, what a failed write becomes, derives from BaseException alone.
+        except (OSError, RuntimeError, CheckpointException) as error:
+            self.abandon(error)
+        finally:
+            self.job.close()
+        problem = self._rename(reports, fence) if self.world.is_first else None
+        problem = self.world.broadcast_object(problem)
+        if problem:
+            raise UserError(problem)
+
+    def _rename(self, reports: list[dict[str, Any]], fence: Fence | None) -> str | None:
+        try:
+            write_manifest(self.aside, self.extra, {k: v for report in reports for k, v in report.items()})
+            if fence:
+                fence.check()  # as late as can be
+            bury(self.folder)
+            self.aside.rename(self.folder)
+            _sync_folder(self.folder.parent)
+        except UserError as error:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            return str(error)
+        except OSError as error:
+            return _unwritten(self.folder, 0, error)
+        return None
+
+    def abandon(self, error: BaseException) -> None:
+        """Delete what was written. Raises UserError."""
+        if self.world.is_first:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        raise UserError(_unwritten(self.folder, self.world.rank, error)) from error
+
+
+def begin(
+    folder: Path,
+    world: World,
+    state: Callable[[], dict[str, Any]],
+    extra: dict[str, Any],
+    beside: dict[str, bytes] | None = None,
+    strategy: RankFileStrategy | None = None,
+    tag: str = "",
+) -> Pending:
+    """Plan a save to `folder` with all ranks; its `request` is still to be run. Collective.
+
+    Args:
+        state: gives Megatron's sharded state.
+        beside: further files of this rank.
+        strategy: of earlier saves of the same state, whose plans it keeps.
+        tag: tells the folders apart in which two runs of a node may be writing.
+    """
+    aside = folder.with_name(f".{folder.name}.partial{tag}")
+    problem = _make_room(folder, aside) if world.is_first else None
+    problem = world.broadcast_object(problem)
+    if problem:
+        raise UserError(problem)
+    base = strategy or RankFileStrategy()
+    graves = sorted(folder.parent.glob(f"{_DELETED}*")) if world.is_first else []
+    base.job = job = Job(aside, beside or {}, graves)
+    try:
+        request = dist_checkpointing.save(
+            state(),
+            str(aside),
+            parallel_strategy(base),
+            async_sharded_save=True,
+            validate_access_integrity=base.cached_global_metadata is None,
+            content_metadata={"distrib_optim_sharding_type": "fully_reshardable"},
+        )
+    except (OSError, RuntimeError, CheckpointException) as error:
+        if world.is_first:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(_unwritten(folder, world.rank, error)) from error
+    assert request is not None
+    return Pending(folder, aside, job, request, extra, world)
+
+
 def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0) -> None:
-    """Write weights and optimizer of every rank to `folder`; collective.
+    """Write weights and optimizer of every rank to `folder` and wait for it; collective.
 
     Args:
         extra: plain facts for the manifest (step, consumed samples, learning rate, ...).
@@ -62,48 +172,87 @@ def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0)
     Raises:
         UserError: the disk is full or not writable; older checkpoints are untouched.
     """
-
-    def state() -> dict[str, Any]:
-        sharded = _model_state(trainer.chunks)
-        _prime_adam(trainer.optimizer)
-        sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-            dict(sharded), is_loading=False, metadata=_metadata()
+    _write_now(
+        begin(
+            folder,
+            trainer.world,
+            lambda: training_state(trainer),
+            with_layout(extra, trainer),
+            rank_files(trainer),
         )
-        return sharded
-
-    _write(folder, state, extra, trainer.world)
-    if keep and trainer.world.is_first:
-        for old in finished(folder.parent)[:-keep]:
-            shutil.rmtree(old)
+    )
+    if trainer.world.is_first:
+        retire(folder.parent, Retention(last=keep))
+        delete_buried(folder.parent)
 
 
 def save_weights(
     folder: Path, models: Sequence[torch.nn.Module], extra: dict[str, Any], world: World
 ) -> None:
     """Write weights only; collective."""
-    _write(folder, lambda: _model_state(models), extra, world)
+    _write_now(begin(folder, world, lambda: _model_state(models), extra))
 
 
-def load(folder: Path, trainer: Trainable, optimizer: bool = True) -> dict[str, Any]:
+def _write_now(pending: Pending) -> None:
+    name, items, job = pending.request.async_fn_args
+    staged = pending.request.preload_fn() if pending.request.preload_fn else items
+    pending.request.async_fn(name, staged, job)
+    pending.publish()
+    pending.world.barrier()
+
+
+def load(folder: Path, trainer: Trainable, optimizer: bool = True, seed: int | None = None) -> dict[str, Any]:
     """Verify `folder` and load it into a trainer of any layout; collective. Returns the manifest's facts.
+
+    Args:
+        optimizer: the optimizer's state too.
+        seed: also go on with every rank's random generators; under another layout than the checkpoint's there are
+            none to go on with, and they are seeded anew from `seed` and the checkpoint's step.
 
     Raises:
         UserError: the folder is missing, unfinished, damaged or of another model; the file is named.
     """
-    extra = _verified(folder, trainer.world)
+    problem = problem_of(folder, trainer.world)
+    if problem:
+        raise UserError(problem)
+    extra = read_extra(folder)
     if not optimizer:
         load_weights(folder, trainer.chunks, check=False)
         trainer.synchronise_replicas()
-        return extra
-    sharded = _model_state(trainer.chunks)
-    _prime_adam(trainer.optimizer)
-    sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-        dict(sharded), is_loading=True, metadata=_metadata()
-    )
-    state = _read(folder, sharded)
-    _fill(trainer.chunks, state)
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    else:
+        sharded = training_state(trainer)
+        pieces = dict(sharded["optimizer"])
+        state = _read(folder, sharded)
+        _fill(trainer.chunks, state)
+        optimizer_state.finish_load(trainer.optimizer, pieces, int(state["optimizer_steps"]))
+    if seed is not None:
+        _load_random_state(folder, extra, trainer, seed)
     return extra
+
+
+def load_newest(
+    checkpoints: Path, trainer: Trainable, say: Callable[[str], None], seed: int | None = None
+) -> dict[str, Any] | None:
+    """`load` the newest checkpoint that is intact, None where there is none at all; collective.
+
+    `say` gets one line for each that is passed over.
+
+    Raises:
+        UserError: all of them are damaged.
+    """
+    candidates = trainer.world.broadcast_object([str(p) for p in finished(checkpoints)])
+    problems = []
+    for name in reversed(candidates):
+        problem = problem_of(Path(name), trainer.world)
+        if problem is None:
+            return load(Path(name), trainer, seed=seed)
+        problems.append(problem)
+        say(f"{problem}; trying the one before it")
+    if problems:
+        raise UserError(
+            f"no checkpoint in {checkpoints} is intact ({problems[0]}); delete the folder to start anew"
+        )
+    return None
 
 
 def load_weights(folder: Path, models: Sequence[torch.nn.Module], check: bool = True) -> dict[str, Any]:
@@ -115,53 +264,94 @@ def load_weights(folder: Path, models: Sequence[torch.nn.Module], check: bool = 
     return extra
 
 
-def _verified(folder: Path, world: World) -> dict[str, Any]:
-    """One rank reads every byte; the others hear its verdict."""
+def problem_of(folder: Path, world: World) -> str | None:
+    """What is wrong with a checkpoint, None when every file is as its manifest says; ranks share the reading."""
     problem = None
-    if world.is_first:
-        try:
-            verify(folder)
-        except UserError as error:
-            problem = str(error)
-    problem = world.broadcast_object(problem)
-    if problem:
-        raise UserError(problem)
-    return read_extra(folder)
-
-
-def _write(folder: Path, state: Callable[[], dict[str, Any]], extra: dict[str, Any], world: World) -> None:
-    aside = folder.with_name(f".{folder.name}.partial")
-    if world.is_first:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            aside.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write {aside}: {error.strerror}; choose another folder") from error
-    world.barrier()
     try:
-        dist_checkpointing.save(
-            state(),
-            str(aside),
-            TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
-            content_metadata={"distrib_optim_sharding_type": "fully_reshardable"},
-        )
-        world.barrier()
-        if world.is_first:
-            write_manifest(aside, extra)
-            aside.rename(folder)
-    # CheckpointException, what a failed write becomes, derives from BaseException alone.
-    except (OSError, RuntimeError, CheckpointException) as error:
-        if world.is_first:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(
-            f"cannot write checkpoint {folder} (rank {world.rank}): {_cause(error)}; "
-            "free some space and run again: it goes on from the newest finished checkpoint"
-        ) from error
-    world.barrier()
+        verify(folder, world.rank, world.world_size)
+    except UserError as error:
+        problem = str(error)
+    return next((p for p in world.all_gather_object(problem) if p), None)
+
+
+def training_state(trainer: Trainable) -> dict[str, Any]:
+    """Weights and optimizer as Megatron's sharded tensors, for saving and for loading."""
+    optimizer_state.prime(trainer.optimizer)
+    models = _model_state(trainer.chunks)
+    return {
+        **models,
+        "optimizer": optimizer_state.sharded_optimizer_state(trainer.optimizer, models),
+        "optimizer_steps": optimizer_state.step_count(trainer.optimizer),
+    }
+
+
+def rank_files(trainer: Trainable) -> dict[str, bytes]:
+    """This rank's random generators."""
+    return {_random_file(trainer.world.rank): safetensors.torch.save(random_state())}
+
+
+def with_layout(extra: dict[str, Any], trainer: Trainable) -> dict[str, Any]:
+    return {**extra, "layout": dataclasses.asdict(trainer.layout)}
+
+
+def _load_random_state(folder: Path, extra: dict[str, Any], trainer: Trainable, seed: int) -> None:
+    path = folder / _random_file(trainer.world.rank)
+    if extra.get("layout") == dataclasses.asdict(trainer.layout) and path.is_file():
+        set_random_state(safetensors.torch.load_file(path))
+    else:
+        seed_everything(seed + int(extra["step"]))
+
+
+def _random_file(rank: int) -> str:
+    return f"random_{rank:05d}.safetensors"
+
+
+def retire(checkpoints: Path, retention: Retention) -> None:
+    """Move the checkpoints that need not stay out of sight; the next save, or `delete_buried`, deletes them."""
+    facts = {int(p.name.removeprefix("step_")): p for p in finished(checkpoints)}
+    losses = {step: read_extra(path).get("validation_loss") for step, path in facts.items()}
+    for step in retention.outdated(losses):
+        bury(facts[step])
+
+
+def bury(folder: Path) -> None:
+    """Rename first: a checkpoint that is half deleted never stands under its own name."""
+    number = 0
+    with contextlib.suppress(FileNotFoundError):
+        while True:
+            grave = folder.with_name(f"{_DELETED}{folder.name}-{number}")
+            if not grave.exists():
+                folder.rename(grave)
+                return
+            number += 1
+
+
+def delete_buried(checkpoints: Path) -> None:
+    """Delete what `bury` left."""
+    for grave in checkpoints.glob(f"{_DELETED}*"):
+        shutil.rmtree(grave, ignore_errors=True)
+
+
+def _make_room(folder: Path, aside: Path) -> str | None:
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    except OSError as error:
+        return f"cannot write {aside}: {error.strerror}; choose another folder"
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is safe against a power cut once its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
+    sharded = {name: value for name, value in sharded.items() if name != "optimizer_steps"}
     try:
         return dist_checkpointing.load(sharded, str(folder))
     except Exception as error:
@@ -174,7 +364,8 @@ def _model_state(models: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 def _sharded(model: Any) -> dict[str, Any]:
     """Megatron's description of which rank holds what of a GPTModel."""
-    return dict(model.sharded_state_dict(metadata=_metadata()))
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return dict(model.sharded_state_dict(metadata={"singleton_local_shards": False, "dp_cp_group": group}))
 
 
 def _fill(models: Sequence[torch.nn.Module], state: dict[str, Any]) -> None:
@@ -186,29 +377,11 @@ def _key(models: Sequence[torch.nn.Module], index: int) -> str:
     return f"model{index}" if len(models) > 1 else "model"
 
 
-def _metadata() -> dict[str, Any]:
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "singleton_local_shards": False,
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-
-
-def _prime_adam(optimizer: Any) -> None:
-    """Give torch's AdamW its state before the first step: the distributed optimizer describes it when saving.
-
-    TE's and apex's FusedAdam keep the step in the parameter group and need nothing.
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = part.optimizer
-        if not isinstance(inner, torch.optim.AdamW):
-            continue
-        for p in (p for group in inner.param_groups for p in group["params"]):
-            if not inner.state[p]:
-                inner.state[p].update(
-                    step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-                )
+def _unwritten(folder: Path, rank: int, error: BaseException) -> str:
+    return (
+        f"cannot write checkpoint {folder} (rank {rank}): {_cause(error)}; "
+        "free some space and run again: it goes on from the newest finished checkpoint"
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -1,0 +1,106 @@
+"""A node's checkpoints, written in the background while training goes on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from octo_megatron.checkpoint import store
+from octo_megatron.checkpoint.fence import Fence
+from octo_megatron.checkpoint.manifest import step_folder
+from octo_megatron.checkpoint.retention import Retention
+from octo_megatron.checkpoint.writer import RankFileStrategy
+
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+
+class Saver:
+    """At most one checkpoint is on its way at a time. All methods are collective."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        trainer: store.Trainable,
+        retention: Retention,
+        fence: Fence | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        """`fence`: of rank 0, None elsewhere. `say`: gets one line for each checkpoint."""
+        self._checkpoints, self._trainer, self._retention = checkpoints, trainer, retention
+        self._fence, self._say, self._world = fence, say, trainer.world
+        self._strategy, self._queue = RankFileStrategy(), AsyncCallsQueue()
+        self._pending: store.Pending | None = None
+        self._began = self._stalled = 0.0
+        self.seconds: float = 0.0
+        """That training has waited for checkpoints, in all."""
+        if self._world.is_first:
+            for left in checkpoints.glob(".step_*.partial*"):  # a killed run's
+                shutil.rmtree(left, ignore_errors=True)
+
+    def start(self, step: int, facts: dict[str, Any]) -> None:
+        """Save the state as it is now; returns when the writers have been started.
+
+        Raises:
+            UserError: an earlier checkpoint could not be written, or this one cannot be begun.
+        """
+        self.finish()
+        self._began = time.perf_counter()
+        self._stalled = 0.0
+        tag = f"-{self._fence.number}" if self._fence else ""
+        pending = store.begin(
+            step_folder(self._checkpoints, step),
+            self._world,
+            lambda: store.training_state(self._trainer),
+            store.with_layout(facts, self._trainer),
+            store.rank_files(self._trainer),
+            self._strategy,
+            tag,
+        )
+        # our own `publish` stands for Megatron's list of what follows: it must report a failure on every rank
+        self._queue.schedule_async_request(pending.request._replace(finalize_fns=[]))
+        self._pending = pending
+        self._account(self._began)
+
+    def poll(self) -> None:
+        """Make the checkpoint visible if every rank has written its part; returns at once if not.
+
+        Raises:
+            UserError: it could not be written, or another run has taken the node over.
+        """
+        self._finalize(blocking=False)
+
+    def finish(self) -> None:
+        """Wait until nothing is on its way."""
+        self._finalize(blocking=True)
+
+    def close(self) -> None:
+        """`finish`, and delete what retention has put aside."""
+        self.finish()
+        if self._world.is_first:
+            store.delete_buried(self._checkpoints)
+
+    def _finalize(self, blocking: bool) -> None:
+        if self._pending is None:
+            return
+        since = time.perf_counter()
+        done = self._queue.maybe_finalize_async_calls(blocking=blocking)
+        if done:
+            pending, self._pending = self._pending, None
+            pending.publish(self._fence)
+            if self._world.is_first:
+                store.retire(self._checkpoints, self._retention)
+        self._account(since)
+        if done:
+            took = time.perf_counter() - self._began
+            self._say(
+                f"checkpoint {pending.folder.name} was written in {took:.2f} s; training waited {self._stalled:.3f} s "
+                f"for it ({100 * self._stalled / took:.1f} %)"
+            )
+
+    def _account(self, since: float) -> None:
+        waited = time.perf_counter() - since
+        self._stalled += waited
+        self.seconds += waited
