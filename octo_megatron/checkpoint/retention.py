@@ -16,6 +16,8 @@ class Retention:
     """Those whose step is a multiple stay for ever; 0: none."""
     best: int = 0
     """So many with the lowest validation loss; 0: none."""
+    pinned: frozenset[int] = frozenset()
+    """Steps that something else needs, such as a branch that starts there."""
 
     def outdated(self, losses: Mapping[int, float | None]) -> list[int]:
         """Steps whose checkpoints may go, oldest first.
@@ -26,7 +28,7 @@ class Retention:
         if not self.last:
             return []
         steps = sorted(losses)
-        kept = set(steps[-self.last :])
+        kept = set(steps[-self.last :]) | self.pinned
         kept |= {step for step in steps if self.every and step % self.every == 0}
         measured = sorted((loss, step) for step, loss in losses.items() if loss is not None and loss == loss)
         kept |= {step for _, step in measured[: self.best]}

@@ -32,12 +32,14 @@ class Saver:
         self._checkpoints, self._trainer, self._retention = checkpoints, trainer, retention
         self._fence, self._say, self._world = fence, say, trainer.world
         self._strategy, self._queue = RankFileStrategy(), AsyncCallsQueue()
+        self._tag = trainer.world.broadcast_object(f"-{fence.number}" if fence else "")
         self._pending: store.Pending | None = None
         self._began = self._stalled = 0.0
         self.seconds: float = 0.0
         """That training has waited for checkpoints, in all."""
         if self._world.is_first:
-            for left in checkpoints.glob(".step_*.partial*"):  # a killed run's
+            # a killed run's, or those of a run that we took over from: it cannot rename them any more
+            for left in checkpoints.glob(".step_*.partial*"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def start(self, step: int, facts: dict[str, Any]) -> None:
@@ -49,7 +51,6 @@ class Saver:
         self.finish()
         self._began = time.perf_counter()
         self._stalled = 0.0
-        tag = f"-{self._fence.number}" if self._fence else ""
         pending = store.begin(
             step_folder(self._checkpoints, step),
             self._world,
@@ -57,7 +58,7 @@ class Saver:
             store.with_layout(facts, self._trainer),
             store.rank_files(self._trainer),
             self._strategy,
-            tag,
+            self._tag,
         )
         # our own `publish` stands for Megatron's list of what follows: it must report a failure on every rank
         self._queue.schedule_async_request(pending.request._replace(finalize_fns=[]))

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import safetensors.torch
 import torch
@@ -90,7 +90,7 @@ class Pending:
             reports = self.world.all_gather_object(self.job.result().get("files", {}))
         # CheckpointException, what a failed write becomes, derives from BaseException alone.
         except (OSError, RuntimeError, CheckpointException) as error:
-            self.abandon(error)
+            self._abandon(error, fence)
         finally:
             self.job.close()
         problem = self._rename(reports, fence) if self.world.is_first else None
@@ -113,10 +113,12 @@ class Pending:
             return _unwritten(self.folder, 0, error)
         return None
 
-    def abandon(self, error: BaseException) -> None:
+    def _abandon(self, error: BaseException, fence: Fence | None) -> NoReturn:
         """Delete what was written. Raises UserError."""
         if self.world.is_first:
             shutil.rmtree(self.aside, ignore_errors=True)
+        if fence:
+            fence.check()  # the run that has taken over deletes what we were writing
         raise UserError(_unwritten(self.folder, self.world.rank, error)) from error
 
 

@@ -9,8 +9,10 @@ RUN/nodes/<node>/config.yaml     the node's resolved config with its digest
 RUN/nodes/<node>/checkpoints/    Megatron distributed checkpoints (step_00000100/, ...)
 RUN/nodes/<node>/metrics.jsonl   one line a step, flat keys
 RUN/nodes/<node>/progress.json   what it is doing now (for the progress bar and the deadline)
+RUN/nodes/<node>/heartbeat/      what each rank is doing now (parallel/heartbeat.py)
+RUN/nodes/<node>/fence/          which start of the node may write checkpoints (checkpoint/fence.py)
 RUN/nodes/<node>/log.txt         output of its processes
-RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash, message}
+RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash | hang | stopped, message}
 RUN/nodes/<node>/done.json       written last; a node with it is finished
 RUN/nodes/<export>/hf/           the exported Hugging Face folder
 RUN/summary.json, RUN/report/    made by `octo report`
@@ -86,6 +88,14 @@ class NodeFolder:
     @property
     def progress(self) -> Path:
         return self.root / "progress.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.root / "heartbeat"
+
+    @property
+    def fence(self) -> Path:
+        return self.root / "fence"
 
     @property
     def log(self) -> Path:
@@ -184,6 +194,20 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or choose another folder"
         ) from error
+
+
+def report_error(path: Path, rank: int, kind: str, message: str) -> None:
+    """Write error.json unless another rank was first: what follows elsewhere is mostly a lost connection."""
+    temporary = path.with_name(f".error.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(
+            json.dumps({"rank": rank, "kind": kind, "message": message}) + "\n", encoding="utf-8"
+        )
+        os.link(temporary, path)
+    except OSError:  # there is one already, or the disk is full: the log has it anyway
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

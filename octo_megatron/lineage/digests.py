@@ -9,10 +9,16 @@ from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.schema import ImportNode, LineageConfig
 from octo_megatron.lineage.graph import dependencies, problems_of, sources_of, topological_order
 
-_NO_EFFECT = ("checkpoint_interval", "keep_checkpoints", "validation_interval")
+_NO_EFFECT = (
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+    "validation_interval",
+)
 """Keys of a node that change what is kept and logged, not the weights: free to change between two runs."""
 
-OPERATION = ("name", "slots", "threads", "deadline_seconds")
+OPERATION = ("name", "slots", "threads", "deadline_seconds", "loggers")
 """Keys of a lineage that say how it is run, not what it makes."""
 
 

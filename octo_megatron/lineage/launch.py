@@ -128,7 +128,7 @@ class ProcessGroup:
 
     def dump_stacks(self) -> None:
         """Make each worker write its stacks into the log (see `worker`)."""
-        self._signal(signal.SIGUSR1)
+        self._signal(signal.SIGUSR2)
         time.sleep(1.0)
 
     def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:

@@ -120,27 +120,6 @@ def _no_compile() -> None:
     torch._dynamo.config.disable = True
 
 
-def _optimizer_load() -> None:
-    """10: loading torch's AdamW state through the distributed optimizer.
-
-    Without Transformer Engine or apex the inner optimizer is torch's. Loading then writes into views that
-    require gradients, misses "step", and leaves one step tensor shared by all parameters, which torch would
-    increment once a parameter.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    plain = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    @torch.no_grad()
-    def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        state["step"] = state["step"].clone()
-        return plain(self, model_param, {**tensors, "step": state["step"]})
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
-
-
 BEFORE_MEGATRON: dict[int, Callable[[], None]] = {
     1: _current_device,
     2: _streams,
@@ -150,7 +129,7 @@ BEFORE_MEGATRON: dict[int, Callable[[], None]] = {
     6: _type_strings,
     9: _no_compile,
 }
-AFTER_MEGATRON: dict[int, Callable[[], None]] = {7: _tracker_state, 8: _tracker_log, 10: _optimizer_load}
+AFTER_MEGATRON: dict[int, Callable[[], None]] = {7: _tracker_state, 8: _tracker_log}
 
 
 def substitute() -> None:

@@ -83,7 +83,9 @@ class Heartbeat:
                 return
 
     def _write(self) -> None:
-        beat = Beat(self._rank, socket.gethostname(), os.getpid(), self._phase, self._count, self._since, time.time())
+        beat = Beat(
+            self._rank, socket.gethostname(), os.getpid(), self._phase, self._count, self._since, time.time()
+        )
         path = _path(self._folder, self._rank)
         temporary = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # a full disk ends the run elsewhere, with a better message
@@ -110,7 +112,8 @@ def describe(folder: Path, now: float) -> str | None:
         return None
     silent = 3 * INTERVAL_SECONDS
     last = min(beats, key=lambda b: (b.count, b.time if now - b.time > silent else now, b.rank))
-    where = f"rank {last.rank} is behind (pid {last.pid} on {last.host}): in phase {last.phase} for {now - last.since:.0f} s"
+    who = f"rank {last.rank} is behind (pid {last.pid} on {last.host})"
+    where = f"{who}: in phase {last.phase} for {now - last.since:.0f} s"
     quiet = now - last.time
     return where + (f", no sign of life for {quiet:.0f} s" if quiet > silent else "")
 

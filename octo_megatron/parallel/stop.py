@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a run to stop: it finishes its step, saves, and ends with code 75. A second one ends it at once.
+"""SIGTERM and SIGUSR1 ask a run to stop: it finishes its step, saves, ends with code 75. A second one ends it at once.
 
 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again. SLURM sends one of the two before a time limit
 (`--signal`) or a preemption. No torch here: the workers' entry point installs the handlers before it loads anything.
@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """What this process was asked. Until a stage calls `listen` there is nothing to save, and a signal ends it at once."""
+    """What this process was asked. Until a stage calls `listen` there is nothing to save: a signal ends it at once."""
 
     def __init__(self) -> None:
         self._asked: int = 0

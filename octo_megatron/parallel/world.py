@@ -7,15 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.parallel.device import BACKEND, DEVICE
+from octo_megatron.parallel.random_state import seed_everything
 
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> Worl
         context_parallel_size=layout.context_parallel_size,
         distributed_timeout_minutes=max(1, timeout_seconds // 60),
     )
-    torch.manual_seed(seed)
-    model_parallel_cuda_manual_seed(seed)
+    seed_everything(seed)
     return World(
         rank,
         world_size,

@@ -28,7 +28,7 @@ from octo_megatron.parallel import world as worlds
 from octo_megatron.rl.rollout import Sample
 from octo_megatron.rl.step import Learner
 from octo_megatron.train.megatron import MegatronTrainer
-from octo_megatron.train.stage import Phases
+from octo_megatron.train.phases import Phases
 
 _GROUPS_SHOWN = 8
 """Groups of each step whose answers are written out for people to read."""

@@ -14,6 +14,9 @@ from octo_megatron.data.sample import Sample
 from octo_megatron.model.batch import Document, PackedBatch, pack
 from octo_megatron.parallel.world import World
 
+SOURCE = "source"
+"""Extra of a batch: by token, the place of its source in the node's mixture."""
+
 
 def sample_positions(node: TrainNode, step: int, rank: int, size: int) -> list[list[int]]:
     """Positions in the mixture of each micro-batch of data-parallel rank `rank` of `size` at step `step`.
@@ -30,9 +33,17 @@ def sample_positions(node: TrainNode, step: int, rank: int, size: int) -> list[l
 def micro_batches(
     node: TrainNode, sample: Callable[[int], Sample], step: int, rank: int, size: int, layout: ParallelConfig
 ) -> list[PackedBatch]:
-    """The packed micro-batches of one step for one data-parallel rank."""
+    """The packed micro-batches of one step for one data-parallel rank; `extras[SOURCE]` numbers the node's sources."""
+    sources = {name: float(index) for index, name in enumerate(node.mixture)}
+
+    def marked(sample: Sample) -> list[Document]:
+        out = documents(sample)
+        for document in out:
+            document.extras[SOURCE] = torch.full_like(document.loss_mask, sources[sample.source])
+        return out
+
     return [
-        pack([d for position in positions for d in documents(sample(position))], layout)
+        pack([d for position in positions for d in marked(sample(position))], layout)
         for positions in sample_positions(node, step, rank, size)
     ]
 

@@ -21,8 +21,8 @@ def training_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
     """Operations of forward and backward over documents of these lengths (tokens each).
 
     6 x (projections + MLP + LM head) a token, and causal attention at half the square: 6 x length^2 x heads x
-    head width a layer and document for the two matrix products (Kaplan et al., arXiv 2001.08361, section 2.1; Megatron-LM,
-    arXiv 2104.04473, appendix, without its recomputation). The embedding look-up counts nothing.
+    head width a layer and document for its two matrix products (Kaplan et al., arXiv 2001.08361, section 2.1;
+    Megatron-LM, arXiv 2104.04473, appendix, without its recomputation). The embedding look-up counts nothing.
     """
     query = shape.num_attention_heads * shape.kv_channels
     key_value = shape.num_query_groups * shape.kv_channels

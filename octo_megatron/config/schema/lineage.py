@@ -21,6 +21,8 @@ NODE_KINDS: dict[str, type[NodeConfig]] = {
     "export": ExportNode,
 }
 
+LOGGERS = ("tensorboard", "wandb", "wandb-offline", "mlflow")
+
 
 @dataclass(frozen=True)
 class LineageConfig:
@@ -42,6 +44,8 @@ class LineageConfig:
     """CPU threads of each process."""
     deadline_seconds: int = 3600
     """A node that has not reported progress for so long is ended, with its phase named."""
+    loggers: list[str] = field(default_factory=list)
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, wandb-offline, mlflow."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     problems: dict[str, ProblemSetConfig] = field(default_factory=dict)
@@ -49,6 +53,8 @@ class LineageConfig:
 
     def __post_init__(self) -> None:
         require(self.precision in ("fp32", "bf16"), f"precision is '{self.precision}'; use fp32 or bf16")
+        unknown = sorted(set(self.loggers) - set(LOGGERS))
+        require(not unknown, f"loggers: there is no '{', '.join(unknown)}'; there are: {', '.join(LOGGERS)}")
         require(self.slots >= 1 and self.threads >= 1, "slots and threads must be at least 1")
 
     def layout_of(self, node: str) -> ParallelConfig:

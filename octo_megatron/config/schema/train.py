@@ -37,6 +37,17 @@ class TrainNode(NodeConfig):
     checkpoint_interval: int = 0
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 2
+    """So many newest checkpoints stay; 0: all of them."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for ever; 0: none does."""
+    keep_best: int = 0
+    """So many checkpoints with the lowest validation loss stay (of those whose step was validated); 0: none."""
+    skip_sigma: float = 0.0
+    """A step whose loss or gradient norm lies so many standard deviations above the mean of the last `skip_window`
+    steps is left out and recorded; 0: none is. 6 is a usual choice. What is not finite is always left out."""
+    skip_window: int = 128
+    dropout: float = 0.0
+    """Of attention weights and of what each block adds to the residual stream."""
     validation_interval: int = 0
     """Steps between validation losses; 0: at the first and last step only."""
 
@@ -46,6 +57,18 @@ class TrainNode(NodeConfig):
             f"tokens {self.tokens} is less than one step: seq_length {self.seq_length} x global_batch_size "
             f"{self.global_batch_size} = {self.seq_length * self.global_batch_size}",
         )
+        require(
+            self.checkpoint_interval >= 0
+            and min(self.keep_checkpoints, self.keep_every, self.keep_best) >= 0,
+            "checkpoint_interval, keep_checkpoints, keep_every and keep_best must be at least 0",
+        )
+        require(
+            self.keep_best == 0 or self.validation_interval > 0,
+            f"keep_best {self.keep_best} needs a validation_interval: checkpoints are compared by validation loss",
+        )
+        require(self.skip_sigma >= 0, f"skip_sigma is {self.skip_sigma:g}; it must be at least 0")
+        require(self.skip_window >= 8, f"skip_window is {self.skip_window}; it must be at least 8 steps")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout:g}; it must lie in 0..1")
         require(bool(self.mixture), "a train node needs a mixture: {source: share}")
         total = sum(self.mixture.values())
         require(abs(total - 1) < 1e-6, f"the shares of a mixture sum to 1; these sum to {total:g}")

@@ -51,7 +51,7 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_flipped_byte(checkpoint: Path) -> None:
     (checkpoint / "weights.distcp").write_bytes(b"0123456780")
-    with pytest.raises(UserError, match=r"weights\.distcp is damaged \(sha256"):
+    with pytest.raises(UserError, match=r"weights\.distcp is damaged: its sha256 is"):
         verify(checkpoint)
 
 

@@ -60,7 +60,6 @@ def test_with_all_of_them_it_trains_and_resumes(complete: dict[str, Any]) -> Non
         (4, "Torch not compiled with CUDA enabled"),
         (5, "Torch not compiled with CUDA enabled"),
         (6, "Wrapped parameters must be one of torch.cuda.FloatTensor"),
-        (10, "KeyError: 'step'"),
     ],
 )
 def test_without_it_the_process_dies(number: int, message: str) -> None:

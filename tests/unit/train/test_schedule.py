@@ -10,8 +10,8 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ScheduleConfig, TrainNode
 from octo_megatron.data.mixture import node_seed
 from octo_megatron.train.batches import sample_positions
+from octo_megatron.train.begin import check_continuity
 from octo_megatron.train.schedule import learning_rate
-from octo_megatron.train.stage import check_continuity
 
 
 def node(**changes: object) -> TrainNode:
