@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from octo_megatron.cluster.engines import check_engines
 from octo_megatron.lineage.display import make_display
 from octo_megatron.lineage.inprocess import launched_by, run_here
-from octo_megatron.lineage.run import Plan, execute, make_plan
+from octo_megatron.lineage.run import Plan, execute, make_plan, prepare_data_only
 
 
 def run(
@@ -29,6 +30,10 @@ def run(
     stage: Annotated[
         str | None, typer.Option(metavar="NODE", help="Run this node only; its parent must be finished.")
     ] = None,
+    data_only: Annotated[
+        bool,
+        typer.Option("--data-only", help="Make the tokenizer, the sources and the problem sets, and stop."),
+    ] = False,
     start_over: Annotated[
         bool,
         typer.Option(
@@ -53,6 +58,10 @@ def run(
     srun octo run my.yaml --stage stable
     """
     plan = make_plan(lineage, overrides or [], out)
+    if data_only:
+        with contextlib.closing(make_display(Console())) as display:
+            prepare_data_only(plan, display)
+        return
     launcher = launched_by(stage)
     if launcher is not None and stage is not None:
         check_engines({plan.lineage.nodes[stage].kind} if stage in plan.lineage.nodes else set())

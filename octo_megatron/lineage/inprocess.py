@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,7 +140,7 @@ def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": env["SLURM_NTASKS"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(per_node[int(env.get("SLURM_NODEID", "0"))]),
-        "MASTER_ADDR": _first_host(nodes),
+        "MASTER_ADDR": first_host(nodes),
         "MASTER_PORT": str(port_of_job(int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]))),
     }
 
@@ -159,13 +158,7 @@ def port_of_job(job: int, step: int) -> int:
     return 10000 + 2 * ((job * 16 + step) % 10000)
 
 
-def _first_host(nodes: str) -> str:
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"`scontrol show hostnames {nodes}` failed ({error}); is SLURM's client on the PATH of the job?"
-        ) from error
-    return done.stdout.split()[0]
+def first_host(nodes: str) -> str:
+    """First name of SLURM's `node[07-09,12],login1`; a container need not hold SLURM's client for it."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else "")

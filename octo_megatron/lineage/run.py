@@ -95,15 +95,27 @@ def _execute_stage(plan: Plan, display: Display, stage: str) -> None:
             )
 
 
-def prepare_stage(plan: Plan, display: Display, stage: str, locks: tuple[int, ...]) -> None:
+def prepare_data_only(plan: Plan, display: Display) -> None:
+    """Make the run folder and the data of a lineage, and nothing else; stages that wait for it go on then."""
+    check_folder(plan.run.root)
+    purpose = "octo run --data-only"
+    with FolderLock(plan.run.root / "lock", purpose, shared=True) as lock:
+        prepare_stage(plan, display, None, (lock.descriptor,))
+
+
+def prepare_stage(plan: Plan, display: Display, stage: str | None, locks: tuple[int, ...]) -> None:
     """Make the run folder and the data for a stage that runs by itself; other stages wait meanwhile.
+
+    Args:
+        stage: None: whatever stage comes later.
 
     Raises:
         UserError: the folder is another lineage's, the stage cannot run yet, or its data cannot be read.
         StageFailed: the preparation of the data crashed.
     """
-    purpose = f"octo run --stage {stage}"
+    purpose = f"octo run --stage {stage}" if stage else "octo run --data-only"
     with FolderLock(plan.run.root / "prepare.lock", purpose, wait_seconds=plan.lineage.deadline_seconds):
         prepare_folder(plan.run, plan.lineage, plan.hf_config, False, display.say)
-        check_ready(plan.run, plan.lineage, stage)
+        if stage:
+            check_ready(plan.run, plan.lineage, stage)
         Runner(plan.run, plan.lineage, display, locks).prepare_data()

@@ -33,6 +33,8 @@ _OURS = {
     "problems",
     "tokenizer",
     "hf_config.json",
+    "slurm",
+    "preflight",
 }
 
 
