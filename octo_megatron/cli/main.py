@@ -12,6 +12,7 @@ from octo_megatron.cli.convert import export_folder, import_folder
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
+from octo_megatron.cli.preflight import preflight
 from octo_megatron.cli.report import report
 from octo_megatron.cli.run import run
 from octo_megatron.cli.status import status
@@ -38,6 +39,8 @@ octo status RUN                where each node stands
 octo inspect RUN --step N      what was in the batch of a step
 
 [bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 130 stopped.
+[bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 4 a bad node,
+130 stopped.
 """
 
 app = typer.Typer(
@@ -57,6 +60,7 @@ app.command()(inspect)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command()(doctor)
+app.command()(preflight)
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def _prepared(plan: Plan, stage: str, launcher: Launcher, locks: contextlib.Exit
         locks.enter_context(FolderLock(root / "lock", purpose, shared=True))
         prepare_stage(plan, display, stage, ())
         node = plan.run.node(stage)
-        locks.enter_context(FolderLock(node.root / "lock", purpose))
+        locks.enter_context(FolderLock(node.root / "lock", purpose, job=os.environ.get("SLURM_JOB_ID", "")))
         for left in (node.progress, node.error):
             left.unlink(missing_ok=True)
         problem = ""
@@ -140,7 +140,7 @@ def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": env["SLURM_NTASKS"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(per_node[int(env.get("SLURM_NODEID", "0"))]),
-        "MASTER_ADDR": first_host(nodes),
+        "MASTER_ADDR": host_names(nodes)[0],
         "MASTER_PORT": str(port_of_job(int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]))),
     }
 
@@ -158,7 +158,29 @@ def port_of_job(job: int, step: int) -> int:
     return 10000 + 2 * ((job * 16 + step) % 10000)
 
 
-def first_host(nodes: str) -> str:
-    """First name of SLURM's `node[07-09,12],login1`; a container need not hold SLURM's client for it."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else "")
+def host_names(nodes: str) -> list[str]:
+    """SLURM's `node[07-09,12],login1` as names: node07, node08, node09, node12, login1."""
+    names: list[str] = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        parts = re.split(r"\[([^\]]*)\]", item)
+        found = [parts[0]]
+        for inside, after in zip(parts[1::2], parts[2::2], strict=True):
+            found = [name + number + after for name in found for number in _numbers(inside)]
+        names += found
+    return names
+
+
+def _numbers(inside: str) -> list[str]:
+    out: list[str] = []
+    for item in inside.split(","):
+        low, _, high = item.partition("-")
+        out += [str(n).zfill(len(low)) for n in range(int(low), int(high or low) + 1)]
+    return out
+
+
+def host_of_each_rank(world_size: int, env: Mapping[str, str] = os.environ) -> list[str]:
+    """Host name of each rank of this SLURM step in its usual block order; empty names elsewhere."""
+    hosts = host_names(env.get("SLURM_STEP_NODELIST", ""))
+    counts = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    ranks = [host for host, count in zip(hosts, counts, strict=False) for _ in range(count)]
+    return ranks if len(ranks) == world_size else [""] * world_size

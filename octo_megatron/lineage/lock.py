@@ -23,9 +23,14 @@ class FolderLock:
     while a whole `octo run` in it stays out.
     """
 
-    def __init__(self, path: Path, purpose: str, shared: bool = False, wait_seconds: float = 0.0):
+    def __init__(
+        self, path: Path, purpose: str, shared: bool = False, wait_seconds: float = 0.0, job: str = ""
+    ):
+        """`job`: id of our SLURM job. Where an earlier start of the same job still holds the lock (its node lost
+        touch with SLURM, and the job runs again elsewhere), it is not waited for: the fence keeps it from writing.
+        """
         self._path, self._purpose, self._shared, self._wait = path, purpose, shared, wait_seconds
-        self._file = -1
+        self._file, self._job = -1, job
 
     @property
     def descriptor(self) -> int:
@@ -39,6 +44,8 @@ class FolderLock:
         start = time.monotonic()
         while not self._try():
             holder, waited = self._holder(), time.monotonic() - start
+            if self._job and holder.get("job") == self._job:
+                break
             orphan = holder.get("host") == socket.gethostname() and not _alive(int(holder.get("pid", 0)))
             if waited > self._wait and not (orphan and waited < _GRACE_SECONDS):
                 os.close(self._file)
@@ -48,7 +55,8 @@ class FolderLock:
                     f"on {holder.get('host', '?')}); wait for it, end it, or choose another folder with --out"
                 )
             time.sleep(0.1)
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "purpose": self._purpose})
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": self._purpose, "job": self._job}
+        text = json.dumps(who)
         os.truncate(self._file, 0)
         os.pwrite(self._file, text.encode(), 0)
         return self

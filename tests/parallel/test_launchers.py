@@ -1,12 +1,10 @@
-"""One entry, however it is started: `octo run` alone, under torchrun, under srun. Same layout, same weights."""
+"""One entry, however it is started: `octo run` alone or under torchrun (tests/slurm: under srun). Same weights."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from octo_megatron.config.run_folder import RunFolder, read_json
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
-SLURM_BOX = REPOSITORY.parent / "shared" / "slurm_box"
 BIN = Path(sys.executable).parent
 
 LINEAGE = f"""
@@ -58,23 +55,4 @@ def test_torchrun(lineage: Path, alone: str) -> None:
     out = lineage.parent / "torchrun"
     command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", "octo_megatron.cli.main"]
     run([*command, "run", str(lineage), "--out", str(out), "--stage", "base"])
-    assert weights(out) == alone
-
-
-@pytest.fixture
-def slurm() -> Iterator[Path]:
-    """A real SLURM with two nodes on this machine."""
-    if not (SLURM_BOX / "start.sh").is_file():
-        pytest.skip(f"needs {SLURM_BOX} (a SLURM on one machine), which comes beside the checkout here")
-    if not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"):
-        pytest.skip("needs SLURM: apt-get install slurmctld slurmd slurm-client munge iproute2")
-    box = Path(run([str(SLURM_BOX / "start.sh"), "--nodes", "2", "--max-seconds", "600"], 60).strip())
-    yield box
-    run([str(SLURM_BOX / "stop.sh"), str(box), "--remove"], 60)
-
-
-def test_srun_over_two_nodes(lineage: Path, alone: str, slurm: Path) -> None:
-    out = lineage.parent / "srun"
-    srun = [str(slurm / "box"), "srun", "--nodes=2", "--ntasks-per-node=1", "--time=5"]
-    run([*srun, str(BIN / "octo"), "run", str(lineage), "--out", str(out), "--stage", "base"], 300)
     assert weights(out) == alone

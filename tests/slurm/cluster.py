@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 BOX = Path(__file__).parent / "box"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ class Cluster:
     """Three nodes `node1`..`node3` and a login host, all namespaces of this machine; ends by itself."""
 
     def __init__(self, nodes: int = 3, max_seconds: int = 2400):
-        started = time.monotonic()
+        started, self.nodes = time.monotonic(), [f"node{i}" for i in range(1, nodes + 1)]
         command = [str(BOX / "start.sh"), "--nodes", str(nodes), "--max-seconds", str(max_seconds)]
         self.root = Path(_run(command, 60).stdout.strip())
         self.start_seconds = time.monotonic() - started
@@ -76,22 +78,85 @@ class Cluster:
     def node_state(self, name: str) -> str:
         return self.run("sinfo", "-h", "-n", name, "-p", "batch", "-o", "%T").stdout.strip()
 
+    def tidy(self) -> None:
+        """Cancel what is queued or runs, boot what is off."""
+        self.run("scancel", "--user=root", check=False)
+        states = {name: self.node_state(name) for name in self.nodes}
+        for name in (name for name, state in states.items() if "down" in state or "*" in state):
+            self.node("on", name)
+        self.until(lambda: not self.run("squeue", "-h").stdout.strip(), 60, "the queue to be empty")
+        self.until(lambda: all(self.node_state(n) == "idle" for n in self.nodes), 60, "all nodes to be idle")
+
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(f"{path.name}: {_end(path)}" for path in sorted(self.root.glob("log/slurm*.log")))
 
 
-def octo_environment(**more: str) -> dict[str, str]:
-    """What a user's site.env would say here: the environment of these tests, nodes without GPUs."""
-    venv = Path(sys.executable).parent.parent
-    return {
+def site_file(path: Path, **more: str) -> Path:
+    """What a user's site.env says, for these nodes: the environment of these tests, no GPUs, one process a node."""
+    values = {
         "OCTO_HOME": str(REPOSITORY),
-        "OCTO_VENV": str(venv),
+        "OCTO_RUNTIME": "venv",
+        "OCTO_VENV": str(Path(sys.executable).parent.parent),
+        "OCTO_GPUS_PER_NODE": "1",
         "OCTO_CPU_ONLY": "1",
         "OCTO_PREFLIGHT": "0",
-        "PYTHONPATH": str(REPOSITORY),
+        "OCTO_EXCLUDE_BAD_NODES": "0",
         **more,
     }
+    path.write_text("".join(f"export {name}={value}\n" for name, value in values.items()))
+    return path
+
+
+class OnOneMachine:
+    """`octo run LINEAGE` in the background, outside of the cluster."""
+
+    def __init__(self, lineage: Path, root: Path):
+        self.root, self._log = root, root.with_suffix(".txt")
+        command = [sys.executable, "-m", "octo_megatron.cli.main", "run", str(lineage), "--out", str(root)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def weights(self, node: str, seconds: float = 300) -> str:
+        """Digest of a node's final weights, once it is done."""
+        done = self.root / "nodes" / node / "done.json"
+        deadline = time.monotonic() + seconds
+        while not done.is_file():
+            running = self._process.poll() is None
+            assert running and time.monotonic() < deadline, (
+                f"no {node} after {seconds} s: {self._log.read_text()}"
+            )
+            time.sleep(0.2)
+        return weights_of(self.root, node)
+
+    def wait(self, seconds: float = 400) -> None:
+        assert self._process.wait(timeout=seconds) == 0, self._log.read_text()
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+
+
+def weights_of(root: Path, node: str) -> str:
+    return str(json.loads((root / "nodes" / node / "done.json").read_text())["weights_sha256"])
+
+
+def step_of(root: Path, node: str) -> int:
+    """Last step in a node's metrics, 0 while there is none."""
+    metrics = root / "nodes" / node / "metrics.jsonl"
+    rows = metrics.read_text().splitlines() if metrics.is_file() else []
+    return max(
+        (int(found.group(1)) for row in rows if (found := re.match(r'{"step": (\d+)', row))), default=0
+    )
+
+
+def events(root: Path, node: str) -> list[dict[str, Any]]:
+    """Starts and ends of a node's jobs."""
+    path = root / "nodes" / node / "jobs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _end(path: Path) -> str:

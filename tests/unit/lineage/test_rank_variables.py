@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.lineage.inprocess import Launcher, check_world, launched_by, port_of_job, tasks_per_node
+from octo_megatron.lineage.inprocess import (
+    Launcher,
+    check_world,
+    host_names,
+    host_of_each_rank,
+    launched_by,
+    port_of_job,
+    tasks_per_node,
+)
 from octo_megatron.lineage.run import make_plan
 
 _TORCHRUN = {
@@ -58,3 +66,18 @@ def test_the_ranks_must_fill_the_layout() -> None:
         UserError, match=r"started 8 ranks, .* tensor 2 x pipeline 1 x context 1 x data 1 = 2; start 2 ranks"
     ):
         check_world(plan, "base", launcher)
+
+
+def test_slurms_lists_of_hosts() -> None:
+    assert host_names("node1") == ["node1"]
+    assert host_names("node[08-10,12],login,gpu-[1-2]-x") == [
+        *("node08", "node09", "node10", "node12", "login", "gpu-1-x", "gpu-2-x")
+    ]
+    assert host_names("r[1-2]n[1-2]") == ["r1n1", "r1n2", "r2n1", "r2n2"]
+
+
+def test_where_each_rank_of_a_step_runs() -> None:
+    step = {"SLURM_STEP_NODELIST": "node[1-3]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    assert host_of_each_rank(5, step) == ["node1", "node1", "node2", "node2", "node3"]
+    assert host_of_each_rank(4, step) == ["", "", "", ""], "a launcher that says something else"
+    assert host_of_each_rank(2, {}) == ["", ""]
