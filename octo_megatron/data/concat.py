@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octo_megatron.data.sample import Sample, piece_mask
+from octo_megatron.data.sample import Sample
 from octo_megatron.data.token_set import TokenisedSet
 
 BLOCK = 256
@@ -29,28 +29,23 @@ class ConcatPacking:
     def sample(self, c: int) -> Sample:
         """Sample c of [0, samples)."""
         first = c * self._seq
-        starts, documents = self._pieces(first)
-        bounds = np.append(starts, first + self._seq)
-        begin = self._set.span(documents[0])[0]
-        offsets = np.zeros(len(documents), np.int64)
-        offsets[0] = first - begin
+        document, starts, lengths = self._documents(first, first + self._seq)
+        cuts = np.append(np.maximum(starts, first), first + self._seq) - first
+        offsets = np.zeros(len(starts), np.int64)
+        offsets[0] = first - starts[0]
         mask = np.ones(self._seq, np.float32)
-        mask[bounds[1:-1] - first - 1] = 0  # the last token of a document predicts the next one's first
-        last_begin, last_length = self._set.span(documents[-1])
-        if last_begin + last_length == first + self._seq:
-            mask[-1] = 0
+        ends = starts + lengths - first
+        mask[ends[ends <= self._seq] - 1] = 0  # a document's last token has the next one's first as its label
         if self._set.masked:
-            for i, document in enumerate(documents):
-                length = int(bounds[i + 1] - bounds[i])
-                at = int(bounds[i]) - first
-                prompt = self._set.prompt_tokens(document)
-                whole = self._set.span(document)[1]
-                mask[at : at + length] *= piece_mask(length, int(offsets[i]), whole, prompt)
+            # labels before this place, counted in the sample, are prompts
+            prompts = starts + self._set.prompts(document, len(starts)) - first
+            for a, b, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), prompts.tolist(), strict=True):
+                mask[a : max(a, min(b, end - 1))] = 0
         return Sample(
             tokens=self._set.window(first, self._seq + 1),
-            cu_seqlens=(bounds - first).astype(np.int32),
+            cu_seqlens=cuts.astype(np.int32),
             loss_mask=mask,
-            documents=np.array(documents, np.int64),
+            documents=np.arange(document, document + len(starts)),
             offsets=offsets,
             source=self._name,
         )
@@ -72,32 +67,24 @@ class ConcatPacking:
         documents = 0
         for b in np.unique(samples // BLOCK):
             first = int(self.firsts[b]) * self._seq
-            begun = self._begun_in(first, int(self.firsts[b + 1]) * self._seq)
-            by_sample = np.bincount((begun - first) // self._seq, minlength=BLOCK)
+            starts = self._documents(first, int(self.firsts[b + 1]) * self._seq)[1]
+            by_sample = np.bincount((starts[starts >= first] - first) // self._seq, minlength=BLOCK)
             documents += int(by_sample[samples[samples // BLOCK == b] - self.firsts[b]].sum())
         return len(samples) * self._seq, documents
 
-    def _pieces(self, first: int) -> tuple[np.ndarray, list[int]]:
-        """Where pieces begin among tokens first..first+seq_length, counted through the set, and their documents."""
+    def _documents(self, first: int, end: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """The documents of tokens first..end: the first one, and where each begins and how long it is. int64."""
         document = self._set.document_of(first)
-        starts = np.append(first, self._begun_in(first + 1, first + self._seq, document + 1))
-        return starts, list(range(document, document + len(starts)))
-
-    def _begun_in(self, first: int, end: int, document: int | None = None) -> np.ndarray:
-        """First tokens, within the set, of the documents that begin at first <= token < end. int64."""
-        if document is None:
-            document = self._begun_before(first)
-        found: list[np.ndarray] = []
-        step = 16 + (end - first) * self._set.documents // max(1, self._set.tokens)
-        while document < self._set.documents:
-            begin = self._set.span(document)[0]
-            lengths = self._set.lengths(document, min(step, self._set.documents - document)).astype(np.int64)
-            starts = begin + np.cumsum(lengths) - lengths
-            found.append(starts[starts < end])
-            if len(found[-1]) < len(starts):
-                break
-            document += len(starts)
-        return np.concatenate(found or [np.empty(0, np.int64)])
+        begin = self._set.span(document)[0]
+        parts: list[np.ndarray] = []
+        step = 16 + (end - first) * self._set.documents // self._set.tokens
+        reached, at = begin, document
+        while reached < end:
+            parts.append(self._set.lengths(at, min(step, self._set.documents - at)).astype(np.int64))
+            reached, at = reached + int(parts[-1].sum()), at + len(parts[-1])
+        lengths = np.concatenate(parts)
+        starts = begin + np.cumsum(lengths) - lengths
+        return document, starts[starts < end], lengths[starts < end]
 
     def _begun_before(self, token: int) -> int:
         """Documents whose first token lies before this one."""

@@ -14,6 +14,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 """Magic, version, code of the number type, sequences, entries of the document index."""
+_BLOCK = 512
+"""Entries of an index read at a time while looking for a document: 4 KB."""
 _CODES: dict[int, type[np.integer]] = {1: np.uint8, 4: np.int32, 8: np.uint16}
 
 
@@ -93,7 +96,11 @@ class TokenWriter:
 
 
 class TokenStore:
-    """Memory-mapped token file: opening it reads some bytes, whatever its size."""
+    """Token file read by position: opening it reads some bytes, whatever its size, and nothing is kept of what is read.
+
+    Reads are `pread` and not a mapping, whose touched pages would count as this process's memory. Several threads may
+    read from one store.
+    """
 
     def __init__(self, prefix: Path):
         """Raises UserError when a file of the pair is missing, or is not what its index says."""
@@ -102,8 +109,8 @@ class TokenStore:
         for path in (index, data):
             if not path.is_file():
                 raise UserError(f"{path} is missing: {again}")
-        with index.open("rb") as file:
-            header = file.read(_HEADER.size)
+        self._index, self._data = index.open("rb", buffering=0), data.open("rb", buffering=0)
+        header = self._index.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise UserError(f"{index} is not an index of Megatron's .bin/.idx format")
         _, version, code, sequences, entries = _HEADER.unpack(header)
@@ -113,37 +120,68 @@ class TokenStore:
             )
         if index.stat().st_size < _HEADER.size + 12 * sequences + 8 * entries:
             raise UserError(f"{index} is cut short: {again}")
-        dtype = np.dtype(_CODES[code])
         self.path = data
         self.documents: int = sequences
         if sequences == 0:
             raise UserError(f"{data} holds no document")
-        self._itemsize = dtype.itemsize
-        self.lengths: np.ndarray = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
-        """int32 [documents], mapped: tokens of each document."""
-        self._starts = np.memmap(index, np.int64, "r", _HEADER.size + 4 * sequences, (sequences,))
-        self.tokens: int = int(self._starts[-1]) // dtype.itemsize + int(self.lengths[-1])
-        if data.stat().st_size != self.tokens * dtype.itemsize:
+        self._dtype = np.dtype(_CODES[code])
+        self.tokens: int = sum(self.span(sequences - 1))
+        size = data.stat().st_size
+        if size != self.tokens * self._dtype.itemsize:
             raise UserError(
-                f"{data} holds {data.stat().st_size} bytes where its index says "
-                f"{self.tokens * dtype.itemsize}: {again}"
+                f"{data} holds {size} bytes where its index says "
+                f"{self.tokens * self._dtype.itemsize}: {again}"
             )
-        self._tokens = np.memmap(data, dtype, "r")
 
     def window(self, start: int, length: int) -> np.ndarray:
         """Tokens start..start+length as int64 [length]."""
         if not 0 <= start <= start + length <= self.tokens:
             raise IndexError(f"tokens {start}..{start + length} of {self.path}, which holds {self.tokens}")
-        return np.asarray(self._tokens[start : start + length], dtype=np.int64)
+        return _read(self._data, start * self._dtype.itemsize, length, self._dtype).astype(np.int64)
+
+    def lengths(self, first: int, count: int) -> np.ndarray:
+        """Tokens of `count` documents from `first` on, int32 [count]."""
+        return _read(self._index, _HEADER.size + 4 * first, count, np.dtype(np.int32))
+
+    def starts(self, first: int, count: int) -> np.ndarray:
+        """First tokens of `count` documents from `first` on, int64 [count]."""
+        place = _HEADER.size + 4 * self.documents + 8 * first
+        return _read(self._index, place, count, np.dtype(np.int64)) // self._dtype.itemsize
 
     def span(self, index: int) -> tuple[int, int]:
         """(first token, tokens) of a document."""
-        return int(self._starts[index]) // self._itemsize, int(self.lengths[index])
+        return int(self.starts(index, 1)[0]), int(self.lengths(index, 1)[0])
 
     def document(self, index: int) -> np.ndarray:
         """Tokens of one document as int64 [length], its end-of-sequence id included."""
         return self.window(*self.span(index))
 
     def document_of(self, token: int) -> int:
-        """Which document holds this token; reads about 20 places of the index."""
-        return int(np.searchsorted(self._starts, token * self._itemsize, side="right")) - 1
+        """Which document holds this token: interpolation by the mean length, which takes two or three short reads.
+
+        Every other step halves what is left, so that it ends soon for any lengths.
+        """
+        low, high = 0, self.documents
+        start_low, start_high = 0, self.tokens
+        halve = False
+        while True:
+            if halve:
+                guess = (low + high) // 2
+            else:
+                guess = low + (token - start_low) * (high - low) // max(1, start_high - start_low)
+            first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
+            starts = self.starts(first, min(_BLOCK, high - first))
+            if starts[0] > token:
+                high, start_high = first, int(starts[0])
+            elif starts[-1] <= token and first + len(starts) < high:
+                low, start_low = first + len(starts) - 1, int(starts[-1])
+            else:
+                return first + int(np.searchsorted(starts, token, side="right")) - 1
+            halve = not halve
+
+
+def _read(file: BinaryIO, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+    raw = os.pread(file.fileno(), count * dtype.itemsize, offset)
+    if len(raw) < count * dtype.itemsize:
+        raise UserError(f"{file.name} ends at byte {offset + len(raw)}, before what was to be read there")
+    return np.frombuffer(raw, dtype)

@@ -6,7 +6,7 @@
     SET/shard-00000-00000.id.bin, .idx   where "ids": each document's id as UTF-8 bytes
 
 The manifest's order of shards is the order of documents; a shard without documents is not written. Opening
-a set reads the manifest; shards are mapped when first read and the most recent ones stay mapped, so that
+a set reads the manifest; shards are opened when first read and the most recent ones stay open, so that
 neither memory nor open files grow with the set.
 """
 
@@ -29,8 +29,8 @@ from octo_megatron.data.store import TokenStore, TokenWriter
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_MAPPED_SHARDS = 128
-"""Shards of a set that stay mapped: each holds three open files, of 1024 that a process has by default."""
+_OPEN_SHARDS = 128
+"""Shards of a set that stay open: each holds two or four open files, of 1024 that a process has by default."""
 
 
 class TokenisedSet:
@@ -52,8 +52,8 @@ class TokenisedSet:
         self._names = [shard["name"] for shard in shards]
         self._document_ends = list(accumulate(shard["documents"] for shard in shards))
         self._token_ends = list(accumulate(shard["tokens"] for shard in shards))
-        self._shard = lru_cache(_MAPPED_SHARDS)(self._open)
-        self._extra = lru_cache(_MAPPED_SHARDS)(self._open_extra)
+        self._shard = lru_cache(_OPEN_SHARDS)(self._open)
+        self._extra = lru_cache(_OPEN_SHARDS)(self._open_extra)
         self.documents: int = self._document_ends[-1] if shards else 0
         self.tokens: int = self._token_ends[-1] if shards else 0
         if (self.documents, self.tokens) != (self.manifest["documents"], self.manifest["tokens"]):
@@ -120,16 +120,28 @@ class TokenisedSet:
         while count > 0:
             shard, before = self._of_document(first)
             take = min(count, self._document_ends[shard] - first)
-            parts.append(np.asarray(self._shard(shard).lengths[first - before : first - before + take]))
+            parts.append(self._shard(shard).lengths(first - before, take))
             first, count = first + take, count - take
         return np.concatenate(parts or [np.empty(0, np.int32)])
 
-    def prompt_tokens(self, index: int) -> int:
-        """Leading tokens of a document that a masking template counts as prompt; 0 where none masks."""
+    def prompts(self, first: int, count: int) -> np.ndarray:
+        """Leading tokens that a masking template counts as prompt, of `count` documents from `first` on; int64 [count].
+
+        All 0 where no template masks.
+        """
         if not self.masked:
-            return 0
-        shard, first = self._of_document(index)
-        return int(self._extra(shard, "mask").document(index - first)[0])
+            return np.zeros(count, np.int64)
+        parts = []
+        while count > 0:
+            shard, before = self._of_document(first)
+            take = min(count, self._document_ends[shard] - first)
+            parts.append(self._extra(shard, "mask").window(first - before, take))
+            first, count = first + take, count - take
+        return np.concatenate(parts or [np.empty(0, np.int64)])
+
+    def prompt_tokens(self, index: int) -> int:
+        """The same for one document."""
+        return int(self.prompts(index, 1)[0])
 
     def document_id(self, index: int) -> str | None:
         """The document's id in the files it came from; None where the set keeps none."""

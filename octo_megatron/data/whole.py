@@ -100,22 +100,23 @@ class WholePacking:
     def sample(self, index: int) -> Sample:
         """Sample `index` of [0, samples)."""
         window = int(np.searchsorted(self.firsts, index, "right")) - 1
-        pieces, bounds = self._packed(window)
-        bin_ = index - int(self.firsts[window])
+        first, end = self._bounds(window)
+        lengths = self._set.lengths(first, end - first).astype(np.int64)
+        starts = self._begins[window] + np.cumsum(lengths) - lengths
+        prompts = self._set.prompts(first, end - first)
+        pieces = self._pieces(window, index - int(self.firsts[window]))
         tokens = np.full(self._seq + 1, self._set.eos_id, np.int64)
         mask = np.zeros(self._seq, np.float32)
-        mine = pieces[bounds[bin_] : bounds[bin_ + 1]]
         at, cuts = 0, [0]
-        for document, offset, length in mine.tolist():
-            begin, whole = self._set.span(document)
+        for place, offset, length in pieces.tolist():
+            whole = int(lengths[place])
             # one token more where the document goes on: the label of the last input of a full sample
             more = 1 if offset + length < whole else 0
-            tokens[at : at + length + more] = self._set.window(begin + offset, length + more)
-            prompt = self._set.prompt_tokens(document)
-            mask[at : at + length] = piece_mask(length, offset, whole, prompt)
+            tokens[at : at + length + more] = self._set.window(int(starts[place]) + offset, length + more)
+            mask[at : at + length] = piece_mask(length, offset, whole, int(prompts[place]))
             at += length
             cuts.append(at)
-        documents, offsets = mine[:, 0].tolist(), mine[:, 1].tolist()
+        documents, offsets = (first + pieces[:, 0]).tolist(), pieces[:, 1].tolist()
         if at < self._seq:
             cuts.append(self._seq)
             documents.append(PADDING)
@@ -144,11 +145,10 @@ class WholePacking:
         tokens = documents = 0
         windows = np.searchsorted(self.firsts, samples, "right") - 1
         for window in np.unique(windows).tolist():
-            pieces, bounds = self._packed(window)
             for bin_ in (samples[windows == window] - self.firsts[window]).tolist():
-                mine = pieces[bounds[bin_] : bounds[bin_ + 1]]
-                tokens += int(mine[:, 2].sum())
-                documents += int((mine[:, 1] == 0).sum())
+                pieces = self._pieces(window, bin_)
+                tokens += int(pieces[:, 2].sum())
+                documents += int((pieces[:, 1] == 0).sum())
         return tokens, documents
 
     def _bounds(self, window: int) -> tuple[int, int]:
@@ -156,20 +156,25 @@ class WholePacking:
         first = window * self._window
         return first, min(first + self._window, self._set.documents)
 
+    def _pieces(self, window: int, bin_: int) -> np.ndarray:
+        """Pieces of one sample of a window: document within the window, offset, length. int32 [pieces, 3]."""
+        pieces, bounds = self._packed(window)
+        return pieces[bounds[bin_] : bounds[bin_ + 1]]
+
     def _pack(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pieces (document, offset, length) by sample, int64 [pieces, 3], and where each sample's begin."""
+        """Pieces sample by sample, int32 [pieces, 3], and where each sample's begin."""
         first, end = self._bounds(window)
         lengths = self._set.lengths(first, end - first).astype(np.int64)
         bins_of, bins, rests = self._bins(lengths)
         full = lengths // self._seq
         cut = np.repeat(np.arange(len(lengths)), full)
-        pieces = [np.stack([first + cut, _ranges(full) * self._seq, np.full(len(cut), self._seq)], axis=1)]
+        pieces = [np.stack([cut, _ranges(full) * self._seq, np.full(len(cut), self._seq)], axis=1)]
         whole = np.flatnonzero(rests)
-        pieces.append(np.stack([first + whole, full[whole] * self._seq, rests[whole]], axis=1))
+        pieces.append(np.stack([whole, full[whole] * self._seq, rests[whole]], axis=1))
         owners = np.concatenate([np.arange(len(cut)), len(cut) + bins_of])
         order = np.argsort(owners, kind="stable")
         bounds = np.searchsorted(owners[order], np.arange(len(cut) + bins + 1))
-        return np.concatenate(pieces)[order], bounds
+        return np.concatenate(pieces)[order].astype(np.int32), bounds
 
     def _bins(self, lengths: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
         """Bins of the documents' rests (those above 0), their number, and all rests."""

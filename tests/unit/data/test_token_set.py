@@ -57,7 +57,7 @@ def test_shards_read_as_one(tmp_path: Path, documents: list[list[int]], shard_to
     assert part.tokens == sum(map(len, documents[: len(documents) // 2]))
 
 
-def test_more_shards_than_stay_mapped(tmp_path: Path) -> None:
+def test_more_shards_than_stay_open(tmp_path: Path) -> None:
     documents = [[i + 1, i + 2, 0] for i in range(400)]
     made = _write(tmp_path, documents, 3)
     assert len(made.manifest["shards"]) == 400
