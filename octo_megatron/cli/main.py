@@ -16,7 +16,8 @@ from octo_megatron.cli.preflight import preflight
 from octo_megatron.cli.report import report
 from octo_megatron.cli.run import run
 from octo_megatron.cli.status import status
-from octo_megatron.config.errors import UserError
+from octo_megatron.cli.tokenize import tokenize
+from octo_megatron.config.errors import UserError, WorkFailed
 from octo_megatron.lineage.runner import StageFailed
 
 _HELP = """Mid-training, reinforcement learning and evaluation of a language model as one declared lineage.
@@ -57,6 +58,7 @@ app.command()(run)
 app.command()(status)
 app.command()(report)
 app.command()(inspect)
+app.command()(tokenize)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command()(doctor)
@@ -70,7 +72,7 @@ def main() -> None:
         app()
     except UserError as error:
         sys.exit(_complain(str(error), 2))
-    except StageFailed as error:
+    except (StageFailed, WorkFailed) as error:
         sys.exit(_complain(str(error), 1))
 
 

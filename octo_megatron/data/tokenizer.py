@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ class TextTokenizer:
         """Ids of whole documents, each `prefix`, text, end-of-sequence id. Runs on all cores."""
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [[*self.prefix, *one.ids, self.eos_id] for one in encoded]
+
+    def prompt_lengths(self, texts: list[str], prompt_characters: list[int]) -> list[int]:
+        """Leading ids of each document that lie wholly in its first `prompt_characters`, `prefix` included."""
+        lengths = []
+        for one, characters in zip(
+            self._tokenizer.encode_batch(texts, add_special_tokens=False), prompt_characters, strict=True
+        ):
+            inside = bisect_right(one.offsets, characters, key=lambda span: span[1])
+            lengths.append(len(self.prefix) + inside if characters else 0)
+        return lengths
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids without special tokens."""

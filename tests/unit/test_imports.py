@@ -25,7 +25,7 @@ ROOMS = {
     "evaluate": {"engine", "grade", "checkpoint", "model", "data", "parallel", "config"},
     "rl": {"train", "evaluate", "engine", "grade", "checkpoint", "model", "data", "parallel", "config"},
     "lineage": {"rl", "train", "evaluate", "convert", "data", "parallel", "config"},
-    "cli": {"lineage", "report", "cluster", "config"},
+    "cli": {"lineage", "report", "cluster", "data", "config"},
 }
 """Room -> rooms it may import, after the section "The house" of the design."""
 

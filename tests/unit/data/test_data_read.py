@@ -2,19 +2,23 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
-from itertools import pairwise
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.data.read import _lines, rows
+from octo_megatron.data import lines, read
+from octo_megatron.data.read import WHOLE, BadRow, PastEnd, _LinePieces, open_pieces, rows
 
 ROWS = [{"text": f"row {i} \u2028 ümlaut", "n": i} for i in range(5000)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -44,9 +48,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 def test_every_kind_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     WRITERS[name](path)
-    read = list(rows(path))
-    assert [row for _, row in read] == ROWS
-    assert read[41][0] == (f"{path}:42" if "jsonl" in name else f"{path}:row 42")
+    found = list(rows(path))
+    assert [row for _, row in found] == ROWS
+    assert found[41][0] == (f"{path}:42" if "jsonl" in name else f"{path}:row 42")
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
@@ -61,7 +65,9 @@ def test_a_cut_file_is_never_taken_for_a_whole_one(tmp_path: Path, name: str, ke
     WRITERS[name](path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(UserError, match=r"a\.(jsonl\.gz|jsonl\.zst|parquet) is damaged or cut short"):
+    with pytest.raises(
+        UserError, match=r"a\.(jsonl\.gz|jsonl\.zst|parquet):(row )?\d+: the file is damaged or cut short"
+    ):
         list(rows(path))
 
 
@@ -98,22 +104,77 @@ def test_what_is_no_data_file_is_named(tmp_path: Path) -> None:
             list(rows(path))
 
 
-@settings(max_examples=100, deadline=None)
-@given(text=st.binary(max_size=60), cuts=st.lists(st.integers(0, 60), max_size=5))
-def test_lines_do_not_depend_on_how_the_bytes_arrive(text: bytes, cuts: list[int]) -> None:
-    edges = [0, *sorted(cuts), len(text)]
-    chunks = [text[a:b] for a, b in pairwise(edges)]
-    expected = text.split(b"\n")
-    assert list(_lines(iter(chunks))) == (expected if expected[-1] else expected[:-1])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(st.sampled_from([b"a", b"bb", b"\n", b"\n\n", b"ccc"]), max_size=30).map(b"".join),
+    chunk=st.integers(1, 9),
+    size=st.integers(1, 20),
+    kind=st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"]),
+    order=st.sampled_from([1, 2, 3]),
+)
+def test_pieces_hold_every_line_once_however_the_bytes_arrive(
+    tmp_path: Path, text: bytes, chunk: int, size: int, kind: str, order: int
+) -> None:
+    """Read by `order` readers that take turns, as workers do."""
+    path = tmp_path / kind
+    pack = {"jsonl": bytes, "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(pack[kind.split(".")[-1]](text))
+    with patch.object(lines, "CHUNK", chunk):
+        readers = [_LinePieces(path, size, 1000) for _ in range(order)]
+        found: list[bytes] = []
+        for index in count():
+            reader = readers[index % order]
+            with patch.object(read, "_parsed", lambda line: line):
+                try:
+                    numbered = list(reader.piece(index))
+                except PastEnd as end:
+                    assert end.pieces == index and index == len(text) // size + 1
+                    break
+            for number, line in numbered:
+                assert reader.place(index, number) == f"{path}:{line_of(text, found)}"
+                found.append(line)
+            assert reader.pieces in (None, len(text) // size + 1)
+    assert found == [line for line in text.split(b"\n") if line]
+
+
+def line_of(text: bytes, found: list[bytes]) -> int:
+    """Number of the line that comes after `found` ones that are not empty."""
+    full = [number for number, line in enumerate(text.split(b"\n"), 1) if line]
+    return full[len(found)]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "a.json"])
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 65536, 10**9])
+def test_pieces_make_up_the_file(tmp_path: Path, name: str, piece_bytes: int) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    reader, found = open_pieces(path, piece_bytes if piece_bytes > 1 or "parquet" in name else 50), []
+    with suppress(PastEnd):
+        for index in count():
+            found += list(reader.piece(index))
+    assert [row for _, row in found] == ROWS
+
+
+def test_a_row_above_the_limit_is_bad_and_never_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    big = json.dumps({"text": "x" * 50_000_000}).encode()
+    path.write_bytes(b'{"n": 1}\n' + big + b'\n{"n": 2}\n')
+    tracemalloc.start()
+    first, bad, last = (row for _, row in open_pieces(path, WHOLE).piece(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (first, last) == ({"n": 1}, {"n": 2}) and peak < 45_000_000
+    assert isinstance(bad, BadRow) and bad.cause.startswith("the row has 47.7 MiB, more than the 16 MiB")
+    assert len(list(open_pieces(path, WHOLE, 60_000_000).piece(0))[1][1]["text"]) == 50_000_000
 
 
 def test_the_real_files_are_read(real_data: Path) -> None:
-    for name, count, field in (
+    for name, number, field in (
         ("train/gsm8k.jsonl", 7473, "question"),
         ("train/math.parquet", 7500, "reward_model"),
         ("train/math8k.json", 8523, None),
         ("eval/gsm8k.jsonl", 1319, "answer"),
     ):
-        read = [row for _, row in rows(real_data / name)]
-        assert len(read) == count and (field is None or field in read[0])
+        found = [row for _, row in rows(real_data / name)]
+        assert len(found) == number and (field is None or field in found[0])
     assert next(rows(real_data / "train/tex_math.jsonl.zst"))[1]["source"] == "stacks"
