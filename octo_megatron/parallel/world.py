@@ -12,6 +12,7 @@ import torch.distributed as dist
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.parallel.device import BACKEND, DEVICE
+from octo_megatron.parallel.gloo_device import share_gloo_device
 from octo_megatron.parallel.random_state import seed_everything
 
 from megatron.core import parallel_state
@@ -74,6 +75,8 @@ def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> Worl
         )
     timeout = datetime.timedelta(seconds=timeout_seconds)
     keywords: dict[str, Any] = {"device_id": DEVICE} if BACKEND == "nccl" else {}
+    if BACKEND == "gloo":
+        share_gloo_device()
     if world_size == 1:
         # a store in memory: nothing to listen on, nothing to collide with
         dist.init_process_group(
