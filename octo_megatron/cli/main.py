@@ -12,6 +12,7 @@ from octo_megatron.cli.convert import export_folder, import_folder
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
+from octo_megatron.cli.plan import plan
 from octo_megatron.cli.preflight import preflight
 from octo_megatron.cli.report import report
 from octo_megatron.cli.run import run
@@ -35,6 +36,8 @@ octo demo                      the same with budgets that show the effect
 
 octo run LINEAGE.yaml          your own lineage; KEY=VALUE changes any value
 
+octo plan LINEAGE.yaml         parameters, layout, memory, rate and days
+
 octo status RUN                where each node stands
 
 octo inspect RUN --step N      what was in the batch of a step
@@ -55,6 +58,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(run)
+app.command()(plan)
 app.command()(status)
 app.command()(report)
 app.command()(inspect)

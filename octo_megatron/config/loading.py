@@ -20,8 +20,12 @@ from octo_megatron.config.yaml_file import CONFIGS, checked_dotlist, read_yaml
 __all__ = ["CONFIGS", "digest", "from_plain", "load_lineage", "to_plain"]
 
 
-def load_lineage(path: Path, overrides: list[str] | None = None) -> LineageConfig:
+def load_lineage(
+    path: Path, overrides: list[str] | None = None, placeholder: str | None = None
+) -> LineageConfig:
     """Read a lineage file, apply `key=value` overrides, check types and names.
+
+    `placeholder` stands for values that are to be given and are not, where nothing will be read from them.
 
     A file may say `base: other.yaml` (beside it): it then holds only what differs.
 
@@ -32,6 +36,8 @@ def load_lineage(path: Path, overrides: list[str] | None = None) -> LineageConfi
     try:
         merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(checked_dotlist(overrides or [])))
         assert isinstance(merged, DictConfig)
+        for key in OmegaConf.missing_keys(merged) if placeholder is not None else ():
+            OmegaConf.update(merged, key, placeholder)
         return _build(merged, str(path))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {first_line(error)}") from error

@@ -11,6 +11,7 @@ import torch
 
 from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.digest import weights_sha256
+from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import NodeContext, Progress, RunFolder, read_json, write_json
@@ -30,12 +31,9 @@ def run(ctx: NodeContext) -> None:
     world = worlds.start(ctx.lineage.layout_of(ctx.name), ctx.lineage.seed)
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("export", 0, 1)
-    parent = ctx.parent_folder()
-    checkpoint = store.latest(parent.checkpoints) if parent else None
-    if checkpoint is None:
-        raise UserError(f"node {ctx.name}: its parent {node.parent} has no checkpoint to export")
+    checkpoint = parent_checkpoint(ctx)
     hf_config = read_json(ctx.run.hf_config)
-    models: list[torch.nn.Module] = list(build_model(hf_config, world.layout, ctx.lineage.precision))
+    models: list[torch.nn.Module] = list(build_model(hf_config, world.layout, ctx.lineage.dtype_of(ctx.name)))
     store.load_weights(checkpoint, models)
     if world.is_first:
         shutil.rmtree(ctx.folder.hf, ignore_errors=True)  # ours, from a run that was killed before done.json

@@ -37,10 +37,10 @@ def run(ctx: NodeContext) -> None:
     source = HfFolder(Path(node.hf or ctx.lineage.model))
     # the run's config, not the folder's: they agree in every number, or verify says where they do not
     hf_config = read_json(ctx.run.hf_config)
-    models = _fill(source, hf_config, ctx.lineage.precision, world)
+    models = _fill(source, hf_config, ctx.lineage.dtype_of(ctx.name), world)
     verified = verify(source, models, world)
     step = store.step_folder(ctx.folder.checkpoints, 0)
-    store.save_weights(step, models, _facts(hf_config, ctx.lineage.precision, source), world)
+    store.save_weights(step, models, _facts(hf_config, ctx.lineage.dtype_of(ctx.name), source), world)
     sha256 = weights_sha256(models, hf_config)
     if world.is_first:
         result = {

@@ -44,8 +44,8 @@ def run(ctx: NodeContext) -> None:
     results, before = kept["results"], float(kept["seconds"])
 
     hf_config = read_json(ctx.run.hf_config)
-    models = build_model(hf_config, layout, lineage.precision)
-    engine = Engine.of(hf_config, lineage.precision, longest + node.max_response_tokens, _AT_ONCE)
+    models = build_model(hf_config, layout, lineage.dtype_of(ctx.name))
+    engine = Engine.of(hf_config, lineage.dtype_of(ctx.name), longest + node.max_response_tokens, _AT_ONCE)
     for number, name in enumerate(node.of):
         if name in results:
             continue

@@ -96,6 +96,8 @@ def _check_node(lineage: LineageConfig, name: str, node: NodeConfig) -> None:
     if isinstance(node, ImportNode | EvaluateNode) and node.parent is not None:
         instead = "of: [node, ...]" if isinstance(node, EvaluateNode) else "hf: FOLDER"
         raise UserError(f"nodes.{name} is of kind {node.kind}, which has no parent; say {instead}")
+    if node.parent_step is not None:
+        _check_parent_step(lineage, name, node, node.parent_step)
     if node.kind in ("rl", "export") and node.parent is None:
         raise UserError(
             f"nodes.{name} is of kind {node.kind} and needs parent: NODE (a train, rl or import node)"
@@ -114,6 +116,20 @@ def _check_node(lineage: LineageConfig, name: str, node: NodeConfig) -> None:
         _known(f"nodes.{name}.mixture", source, list(lineage.sources), "source")
     for problems in problems_of(node):
         _known(f"nodes.{name}: problem sets", problems, list(lineage.problems), "problem set")
+
+
+def _check_parent_step(lineage: LineageConfig, name: str, node: NodeConfig, step: int) -> None:
+    parent = lineage.nodes[node.parent] if node.parent else None
+    if not isinstance(parent, TrainNode):
+        what = f"'{node.parent}' is of kind {parent.kind}" if parent else "it has no parent"
+        raise UserError(
+            f"nodes.{name}.parent_step names a step of a train node, but {what}; leave parent_step out"
+        )
+    if not 1 <= step <= parent.steps:
+        raise UserError(
+            f"nodes.{name}.parent_step is {step}, but nodes.{node.parent} has steps 1 to {parent.steps}; "
+            "change one of them"
+        )
 
 
 def _known(where: str, name: str, known: list[str], what: str) -> None:

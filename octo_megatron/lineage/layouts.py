@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
 from typing import Any
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.schema import LineageConfig, ParallelConfig, RLNode, TrainNode
+from octo_megatron.config.schema import LineageConfig, NodeConfig, ParallelConfig, RLNode, TrainNode
 from octo_megatron.lineage.graph import topological_order
 
 
@@ -16,16 +19,82 @@ def check_layouts(lineage: LineageConfig, hf_config: dict[str, Any]) -> None:
         hf_config: fields of the model's Hugging Face config.json.
 
     Raises:
-        UserError: a layout that does not divide, with the arithmetic and one that works.
+        UserError: a layout that does not divide, with the arithmetic, a value that mends it, and the nearest layouts
+            of as many processes that work.
     """
     for name in topological_order(lineage):
         layout, node = lineage.layout_of(name), lineage.nodes[name]
-        _check_model(name, layout, hf_config)
-        if isinstance(node, TrainNode):
-            _check_sequence(name, layout, node.seq_length, hf_config)
-            _check_batch(name, layout, node)
-        if isinstance(node, RLNode):
-            _check_rl(name, layout, node, hf_config)
+        try:
+            _check(name, node, layout, hf_config)
+        except UserError as error:
+            near = [other.short for other in nearest_layouts(node, layout, hf_config)]
+            if layout.world_size == 1 or not near:
+                raise
+            raise UserError(
+                f"{error}; layouts of {layout.world_size} processes that work: {', '.join(near)}"
+            ) from None
+
+
+def layout_works(node: NodeConfig, layout: ParallelConfig, hf_config: dict[str, Any]) -> bool:
+    """Whether `layout` divides the model and the node's batches."""
+    try:
+        _check("", node, layout, hf_config)
+    except UserError:
+        return False
+    return True
+
+
+def nearest_layouts(
+    node: NodeConfig, layout: ParallelConfig, hf_config: dict[str, Any], count: int = 3
+) -> list[ParallelConfig]:
+    """Layouts of as many processes that work, those first whose sizes are nearest to the ones asked for."""
+
+    def sizes(other: ParallelConfig) -> tuple[int, int, int, int]:
+        return (
+            other.tensor_model_parallel_size,
+            other.pipeline_model_parallel_size,
+            other.context_parallel_size,
+            other.data_parallel_size,
+        )
+
+    def distance(other: ParallelConfig) -> tuple[float, tuple[int, ...]]:
+        return sum(abs(math.log(a / b)) for a, b in zip(sizes(layout), sizes(other), strict=True)), sizes(
+            other
+        )
+
+    found = []
+    for tensor, pipeline, context in itertools.product(_divisors(layout.world_size), repeat=3):
+        if layout.world_size % (tensor * pipeline * context):
+            continue
+        other = replace(
+            layout,
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline_model_parallel_size
+            if pipeline > 1
+            else 1,
+            context_parallel_size=context,
+            data_parallel_size=layout.world_size // (tensor * pipeline * context),
+            sequence_parallel=layout.sequence_parallel and tensor > 1,
+        )
+        plain = replace(other, virtual_pipeline_model_parallel_size=1)
+        found += [works for works in dict.fromkeys((other, plain)) if layout_works(node, works, hf_config)][
+            :1
+        ]
+    return sorted(found, key=distance)[:count]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _check(name: str, node: NodeConfig, layout: ParallelConfig, hf_config: dict[str, Any]) -> None:
+    _check_model(name, layout, hf_config)
+    if isinstance(node, TrainNode):
+        _check_sequence(name, layout, node.seq_length, hf_config)
+        _check_batch(name, layout, node)
+    if isinstance(node, RLNode):
+        _check_rl(name, layout, node, hf_config)
 
 
 def _check_model(name: str, layout: ParallelConfig, hf: dict[str, Any]) -> None:
@@ -37,6 +106,7 @@ def _check_model(name: str, layout: ParallelConfig, hf: dict[str, Any]) -> None:
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "intermediate_size": int(hf["intermediate_size"]),
+        "vocab_size": int(hf["vocab_size"]),
     }
     for field, size in sizes.items():
         if size % tp:

@@ -18,6 +18,12 @@ from octo_megatron.lineage.lock import FolderLock
 from octo_megatron.lineage.run_state import check_folder, prepare_folder
 from octo_megatron.lineage.runner import Runner, check_ready
 
+_NOT_GIVEN = "(not given)"
+
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "vocab_size")  # fmt: skip
+"""Fields that tell models of a family apart."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,16 +45,63 @@ def make_plan(file: Path, overrides: list[str], out: Path | None) -> Plan:
     Raises:
         UserError: anything that is wrong with the file, the graph, the model or a layout.
     """
-    if not file.exists() and (CONFIGS / "lineage" / file.name).is_file():
-        file = CONFIGS / "lineage" / file.name
+    file = _found(file)
     lineage = load_lineage(file, overrides)
     try:
         check_graph(lineage)
         hf_config = read_hf_config(lineage.model)
+        _check_shape(lineage, hf_config)
         check_layouts(lineage, hf_config)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return Plan(lineage, hf_config, RunFolder(out or Path("runs") / lineage.name))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A lineage whose data and weights need not be there yet."""
+
+    lineage: LineageConfig
+    hf_config: dict[str, Any]
+
+
+def read_draft(file: Path, overrides: list[str]) -> Draft:
+    """Read a lineage to plan with: paths may be missing, and so may the model if `model_shape` describes it.
+
+    Raises:
+        UserError: anything that is wrong with the file, the graph or the description of the model.
+    """
+    file = _found(file)
+    lineage = load_lineage(file, overrides, placeholder=_NOT_GIVEN)
+    try:
+        check_graph(lineage)
+        described = lineage.model_shape if lineage.model == _NOT_GIVEN else None
+        if lineage.model == _NOT_GIVEN and described is None:
+            raise UserError(
+                "model is not given: add model=PATH (a Hugging Face folder, or a YAML file under configs/)"
+            )
+        return Draft(lineage, read_hf_config(described or lineage.model))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _found(file: Path) -> Path:
+    """A file as named, else the one of that name that comes along."""
+    packaged = CONFIGS / "lineage" / file.name
+    return packaged if not file.exists() and packaged.is_file() else file
+
+
+def _check_shape(lineage: LineageConfig, hf_config: dict[str, Any]) -> None:
+    """The recipe's numbers belong to one model: refuse another."""
+    if lineage.model_shape is None:
+        return
+    wanted = read_hf_config(lineage.model_shape)
+    for key in _SHAPE:
+        if key in wanted and hf_config.get(key, wanted[key]) != wanted[key]:
+            raise UserError(
+                f"model {lineage.model} has {key} {hf_config[key]}, but this lineage is for {lineage.model_shape} with "
+                f"{wanted[key]}; give the model that it is for, or model_shape=null"
+            )
 
 
 def execute(plan: Plan, display: Display, start_over: bool = False, stage: str | None = None) -> None:

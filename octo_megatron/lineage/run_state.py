@@ -20,6 +20,13 @@ from octo_megatron.config.loading import load_lineage, to_plain
 from octo_megatron.config.run_folder import RunFolder, read_json, write_json, write_text
 from octo_megatron.config.schema import LineageConfig
 from octo_megatron.lineage.digests import Digests, differing_keys, digests_of
+from octo_megatron.lineage.extension import (
+    changed_budgets,
+    has_results,
+    refusal,
+    reopen,
+    with_budgets_before,
+)
 from octo_megatron.lineage.graph import descendants
 
 _MODEL = "model.json"
@@ -84,7 +91,7 @@ def prepare_folder(
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     digests = digests_of(lineage, hf_config)
     if run.lineage_file.is_file():
-        _reconcile(run, lineage, digests, start_over, say)
+        _reconcile(run, lineage, hf_config, digests, start_over, say)
     for name, node in lineage.nodes.items():
         config = {
             "digest": digests.nodes[name],
@@ -97,16 +104,30 @@ def prepare_folder(
 
 
 def _reconcile(
-    run: RunFolder, lineage: LineageConfig, digests: Digests, start_over: bool, say: Callable[[str], None]
+    run: RunFolder,
+    lineage: LineageConfig,
+    hf_config: dict[str, Any],
+    digests: Digests,
+    start_over: bool,
+    say: Callable[[str], None],
 ) -> None:
     # Digests are computed anew from what the folder was made of: another release of this package may form them
     # in another way, and that alone must not refuse a folder.
     old_lineage = load_lineage(run.lineage_file)
     old = digests_of(old_lineage, read_json(run.root / _MODEL))
-    nodes = _changed(old.nodes, digests.nodes)
+    budgets = changed_budgets(old_lineage, lineage)
+    grown = {name: (before, now) for name, (before, now) in budgets.items() if now > before}
+    nodes = _changed(old.nodes, digests_of(with_budgets_before(lineage, budgets), hf_config).nodes)
+    # a shorter budget: what lies beyond it cannot be taken back
+    nodes |= {name for name in budgets.keys() - grown.keys() if has_results(run.node(name))}
+    late = {name for name in _changed(old.nodes, digests.nodes) - nodes if has_results(run.node(name))}
     sources, problems = _changed(old.sources, digests.sources), _changed(old.problems, digests.problems)
-    if not (nodes or sources or problems):
+    if not (nodes or sources or problems or late):
+        for line in reopen(run, grown):
+            say(line)
         return
+    if late and not (nodes or sources or problems or start_over):
+        raise UserError(f"{run.root}: {refusal(lineage, grown, late)}")
     keys = differing_keys(old_lineage, lineage) or ["the content of the model's config"]
     if not start_over:
         shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
@@ -115,7 +136,7 @@ def _reconcile(
             "choose another "
             "folder with --out, or give --start-over to delete the results that this changes"
         )
-    gone = descendants(lineage, nodes & set(lineage.nodes)) | nodes
+    gone = descendants(lineage, (nodes | late) & set(lineage.nodes)) | nodes
     doomed = [run.node(name).root for name in sorted(gone)]
     doomed += [run.source(name) for name in sorted(sources)] + [
         run.problems(name) for name in sorted(problems)
@@ -126,6 +147,8 @@ def _reconcile(
         if path.exists():
             say(f"start over: deleting {path}")
             _delete(run.root, path)
+    for line in reopen(run, {name: steps for name, steps in grown.items() if name not in gone}):
+        say(line)
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> set[str]:

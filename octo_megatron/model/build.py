@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.schema import ParallelConfig
+from octo_megatron.config.schema import ComputeConfig, ParallelConfig
+from octo_megatron.config.schema.precision import fp8_recipe, is_fp8, storage_dtype
 from octo_megatron.model.families import ModelShape, family_of
 from octo_megatron.model.layers import cpu_block_spec
+from octo_megatron.model.lm_head import ChunkedHeadGPTModel
+from octo_megatron.parallel import transformer_engine
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
 
 from megatron.core import parallel_state
@@ -43,15 +46,19 @@ def check_layout(shape: ModelShape, layout: ParallelConfig) -> None:
 
 
 def transformer_config(
-    hf_config: dict[str, Any], layout: ParallelConfig, precision: str
+    hf_config: dict[str, Any], layout: ParallelConfig, precision: str, compute: ComputeConfig | None = None
 ) -> TransformerConfig:
-    """Megatron's config for a Hugging Face config dict. `precision`: fp32 or bf16.
+    """Megatron's config for a Hugging Face config dict.
 
     On CPU every fused kernel is off: they are CUDA extensions.
+
+    Raises:
+        UserError: the layout does not divide the model, or this machine cannot do the precision.
     """
     shape = family_of(hf_config).shape(hf_config)
     check_layout(shape, layout)
-    dtype = DTYPES[precision]
+    compute = compute or ComputeConfig()
+    dtype = DTYPES[storage_dtype(precision)]
     interleaved = layout.virtual_pipeline_model_parallel_size > 1
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -77,12 +84,14 @@ def transformer_config(
         ),
         context_parallel_size=layout.context_parallel_size,
         sequence_parallel=layout.sequence_parallel,
-        bf16=precision == "bf16",
+        bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         calculate_per_token_loss=True,
         attention_softmax_in_fp32=True,
-        gradient_accumulation_fusion=False,  # needs apex; found and used by a later issue
+        gradient_accumulation_fusion=transformer_engine.adds_weight_gradients(),
+        cross_entropy_loss_fusion=ON_CUDA,
+        cross_entropy_fusion_impl="te",
         apply_rope_fusion=ON_CUDA,
         bias_dropout_fusion=ON_CUDA,
         bias_activation_fusion=ON_CUDA,
@@ -92,11 +101,45 @@ def transformer_config(
         batch_p2p_comm=not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_sync=ON_CUDA,
+        **_recompute(compute),
+        **_fp8(precision, compute),
     )
 
 
+def _recompute(compute: ComputeConfig) -> dict[str, Any]:
+    if compute.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if compute.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(compute.recompute_modules)}
+    return {}
+
+
+def _fp8(precision: str, compute: ComputeConfig) -> dict[str, Any]:
+    """Hybrid FP8: E4M3 forward, E5M2 for gradients; the layers' matrix products alone, not the output layer."""
+    if not is_fp8(precision):
+        return {}
+    recipe = fp8_recipe(precision)
+    problem = transformer_engine.fp8_problem(recipe)
+    if problem:
+        raise UserError(f"precision {precision}: {problem}; use precision=bf16")
+    options: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": recipe, "fp8_param": compute.fp8_params}
+    if recipe == "delayed":
+        options |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    if compute.bf16_layers:
+        options |= {
+            "first_last_layers_bf16": True,
+            "num_layers_at_start_in_bf16": compute.bf16_first_layers,
+            "num_layers_at_end_in_bf16": compute.bf16_last_layers,
+        }
+    return options
+
+
 def build_model(
-    hf_config: dict[str, Any], layout: ParallelConfig, precision: str, config: TransformerConfig | None = None
+    hf_config: dict[str, Any],
+    layout: ParallelConfig,
+    precision: str,
+    config: TransformerConfig | None = None,
+    lm_head_chunk_tokens: int = 0,
 ) -> list[GPTModel]:
     """This rank's part of the model: one GPTModel per virtual pipeline chunk, on DEVICE, in `precision`.
 
@@ -105,16 +148,20 @@ def build_model(
     shape = family_of(hf_config).shape(hf_config)
     config = config or transformer_config(hf_config, layout, precision)
     chunks = layout.virtual_pipeline_model_parallel_size
-    return [_chunk(shape, config, stage if chunks > 1 else None) for stage in range(chunks)]
+    return [
+        _chunk(shape, config, stage if chunks > 1 else None, lm_head_chunk_tokens) for stage in range(chunks)
+    ]
 
 
-def _chunk(shape: ModelShape, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
+def _chunk(
+    shape: ModelShape, config: TransformerConfig, vp_stage: int | None, lm_head_chunk_tokens: int
+) -> GPTModel:
     spec: Any
     if ON_CUDA:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=shape.qk_norm)
     else:
         spec = cpu_block_spec(config, vp_stage)
-    model = GPTModel(
+    model = (ChunkedHeadGPTModel if lm_head_chunk_tokens else GPTModel)(
         config,
         spec,
         shape.vocab_size,
@@ -126,6 +173,8 @@ def _chunk(shape: ModelShape, config: TransformerConfig, vp_stage: int | None) -
         rotary_base=shape.rope_theta,
         vp_stage=vp_stage,
     )
+    if lm_head_chunk_tokens:
+        model.lm_head_chunk_tokens = lm_head_chunk_tokens
     if shape.rope_scaling is not None:
         _scale_rope(model, shape)
     return model.to(DEVICE).to(config.params_dtype)

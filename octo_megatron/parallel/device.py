@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from octo_megatron.parallel import cpu_substitutions
+from octo_megatron.parallel import cpu_substitutions, transformer_engine
 
 ON_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if ON_CUDA else torch.device("cpu")
@@ -23,5 +23,6 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 
 if ON_CUDA:
     torch.cuda.set_device(DEVICE)
+    transformer_engine.stand_in_for_apex()
 else:
     cpu_substitutions.substitute()

@@ -7,6 +7,7 @@ from typing import Any
 
 from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.digest import weights_sha256
+from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import (
@@ -50,12 +51,22 @@ def run(ctx: NodeContext) -> None:
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("start", 0, node.steps)
     hf_config = read_json(ctx.run.hf_config)
-    trainer = MegatronTrainer(hf_config, layout, lineage.precision, node.optimizer, world)
+    trainer = MegatronTrainer(
+        hf_config,
+        layout,
+        lineage.precision_of(ctx.name),
+        node.optimizer,
+        world,
+        compute=lineage.compute_of(ctx.name),
+    )
     facts = _begin(ctx, node, trainer)
     step, elsewhere = int(facts["step"]), dict(facts["seconds"])
     answers = -(-node.prompts_per_step // world.world_size) * node.samples_per_prompt
     engine = Engine.of(
-        hf_config, lineage.precision, prompt_tokens + node.max_response_tokens, min(answers, _AT_ONCE)
+        hf_config,
+        lineage.dtype_of(ctx.name),
+        prompt_tokens + node.max_response_tokens,
+        min(answers, _AT_ONCE),
     )
     learner = Learner(
         ctx.name, node, lineage.seed, trainer, engine, tokenizer, problems, int(facts["weight_version"])
@@ -134,12 +145,7 @@ def _begin(ctx: NodeContext, node: RLNode, trainer: MegatronTrainer) -> dict[str
     own = store.latest(ctx.folder.checkpoints)
     if own is not None:
         return store.load(own, trainer)
-    parent = ctx.parent_folder()
-    checkpoint = store.latest(parent.checkpoints) if parent else None
-    if checkpoint is None:
-        where = parent.checkpoints if parent else "no parent"
-        raise UserError(f"node {ctx.name}: its parent {node.parent} has no checkpoint in {where}")
-    store.load(checkpoint, trainer, optimizer=False)
+    store.load(parent_checkpoint(ctx), trainer, optimizer=False)
     return {"step": 0, "weight_version": 0, "seconds": {}}
 
 

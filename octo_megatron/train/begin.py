@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octo_megatron.checkpoint import store
+from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import NodeContext, read_json
@@ -45,17 +46,13 @@ def begin(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> dict[s
         _compare(own, fingerprints(ctx, node), ("data", *_INHERITED), f"node {ctx.name}: its checkpoint")
         say(f"node {ctx.name} goes on after step {own['step']}")
         return own
-    parent = ctx.parent_folder()
-    if parent is not None:
-        _inherit(ctx, node, trainer, store.latest(parent.checkpoints), str(parent.checkpoints))
+    if node.parent is not None:
+        _inherit(ctx, node, trainer)
     return {"step": 0}
 
 
-def _inherit(
-    ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer, checkpoint: Any, where: str
-) -> None:
-    if checkpoint is None:
-        raise UserError(f"node {ctx.name}: its parent {node.parent} has no checkpoint in {where}")
+def _inherit(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> None:
+    checkpoint = parent_checkpoint(ctx)
     facts = store.read_extra(checkpoint)
     trained = facts.get("kind") == "train"
     _compare(facts, fingerprints(ctx, node), _INHERITED, f"node {ctx.name}: its parent {node.parent}")
@@ -83,6 +80,6 @@ def check_continuity(name: str, node: TrainNode, parent: str, parent_lr: float) 
     first = learning_rate(node.schedule, 0, node.steps)
     if abs(first - parent_lr) > 1e-12 * parent_lr:
         raise UserError(
-            f"node {name} starts at learning rate {first:g} but its parent {parent} ended at {parent_lr:g}; "
-            f"set nodes.{name}.schedule.lr={parent_lr:g} without warmup, or nodes.{name}.continue_lr=false"
+            f"node {name} starts at learning rate {first!r} but its parent {parent} ended at {parent_lr!r}; "
+            f"set nodes.{name}.schedule.lr={parent_lr!r} without warmup, or nodes.{name}.continue_lr=false"
         )

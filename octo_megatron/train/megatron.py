@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from octo_megatron.config.schema import OptimizerConfig, ParallelConfig
-from octo_megatron.model.batch import PackedBatch, context_indices, slice_for_context_rank
+from octo_megatron.config.accelerators import accelerators, version_of
+from octo_megatron.config.errors import UserError
+from octo_megatron.config.schema import ComputeConfig, OptimizerConfig, ParallelConfig
+from octo_megatron.config.schema.precision import fp8_recipe, is_fp8
+from octo_megatron.model.batch import PackedBatch, context_indices, length_multiples, slice_for_context_rank
 from octo_megatron.model.build import build_model, transformer_config
-from octo_megatron.parallel.device import DEVICE
+from octo_megatron.parallel.device import DEVICE, ON_CUDA
 from octo_megatron.parallel.world import World
 
 from megatron.core import parallel_state
@@ -29,6 +32,11 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+
+_ROW_MULTIPLE = {"fp8-delayed": 16, "fp8-tensorwise": 16, "fp8-blockwise": 128}
+"""Tokens of a row on one rank, where a precision asks for a multiple (Transformer Engine's FP8 products)."""
+
+_MOMENT_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.uint8}
 
 TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
@@ -62,18 +70,29 @@ class MegatronTrainer:
         optimizer: OptimizerConfig,
         world: World,
         dropout: float = 0.0,
+        compute: ComputeConfig | None = None,
     ):
-        """`dropout`: of attention weights and of what each block adds to the residual stream."""
+        """`dropout`: of attention weights and of what each block adds to the residual stream.
+
+        Raises:
+            UserError: this machine cannot do the precision or the moments.
+        """
         self.hf_config, self.layout, self.precision, self.world = hf_config, layout, precision, world
-        self.optimizer_config = optimizer
-        self.config = transformer_config(hf_config, layout, precision)
+        self.optimizer_config, self.compute = optimizer, compute or ComputeConfig()
+        self.config = transformer_config(hf_config, layout, precision, self.compute)
         self.config.attention_dropout = self.config.hidden_dropout = dropout
-        plain = build_model(hf_config, layout, precision, self.config)
+        moments = _moments(optimizer)
+        if world.is_first and ON_CUDA:
+            for found in accelerators(ON_CUDA):
+                print(f"{found.what} {found.found}: {found.used}", flush=True)
+        plain = build_model(hf_config, layout, precision, self.config, self.compute.lm_head_chunk_tokens)
+        fp8_params = is_fp8(precision) and self.compute.fp8_params
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True,
             overlap_grad_reduce=layout.overlap_grad_reduce,
             overlap_param_gather=layout.overlap_grad_reduce,
             grad_reduce_in_fp32=True,
+            fp8_param_gather=fp8_params,
         )
         self.models = [
             DistributedDataParallel(self.config, ddp, model, disable_bucketing=index > 0)
@@ -92,10 +111,12 @@ class MegatronTrainer:
                 adam_beta2=optimizer.beta2,
                 adam_eps=optimizer.eps,
                 clip_grad=optimizer.clip_grad,
-                bf16=precision == "bf16",
+                bf16=self.config.bf16,
                 params_dtype=self.config.params_dtype,
                 use_distributed_optimizer=True,
                 overlap_param_gather=ddp.overlap_param_gather,
+                fp8_recipe=fp8_recipe(precision) if fp8_params else None,
+                **moments,
             ),
             self.models,
         )
@@ -214,7 +235,7 @@ class MegatronTrainer:
             self._run(batches, keep, forward_only=True)
         if self.layout.pipeline_model_parallel_size > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
-            lengths = [b.length for b in _equal_lengths(batches, self.layout)]
+            lengths = [b.length for b in self._rows(batches)]
             found = found or [torch.empty(1, length, device=DEVICE) for length in lengths]
             for value in found:
                 dist.broadcast(value, last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -225,7 +246,7 @@ class MegatronTrainer:
     ) -> list[dict[str, Tensor]]:
         """Megatron's schedule over the micro-batches; the figures of each, on the last pipeline stage only."""
         context, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
-        batches = _equal_lengths(batches, self.layout)
+        batches = self._rows(batches)
         for model in self.models:
             model.train(not forward_only)
 
@@ -260,6 +281,15 @@ class MegatronTrainer:
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+    def _rows(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        """Rows as long as a pass needs them: of one length for pipeline stages, which exchange one shape a call; in FP8
+        multiples of what the scaling takes."""
+        per_row = length_multiples(self.layout)[1] * _ROW_MULTIPLE.get(self.precision, 1)
+        lengths = [-(-b.length // per_row) * per_row for b in batches]
+        if self.layout.pipeline_model_parallel_size > 1:
+            lengths = [max(lengths)] * len(lengths)
+        return [_extended(b, length) for b, length in zip(batches, lengths, strict=True)]
 
     def _add_up(
         self, figures: list[dict[str, Tensor]], loss: TokenLoss, local: dict[str, float] | None = None
@@ -315,20 +345,26 @@ def _wait_for_device() -> None:
     torch.cuda.current_stream().synchronize()
 
 
+def _moments(optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Megatron's options for moments in a format below FP32."""
+    if optimizer.moments == "fp32":
+        return {}
+    if version_of("transformer-engine") is None or not ON_CUDA:
+        missing = "a CUDA device" if not ON_CUDA else "Transformer Engine"
+        raise UserError(
+            f"optimizer.moments {optimizer.moments} needs Transformer Engine's fused AdamW, and {missing} is missing "
+            "here; use optimizer.moments=fp32"
+        )
+    dtype = _MOMENT_DTYPES[optimizer.moments]
+    return {"use_precision_aware_optimizer": True, "exp_avg_dtype": dtype, "exp_avg_sq_dtype": dtype}
+
+
 def _tied_copy(model: torch.nn.Module) -> bool:
     return bool(model.share_embeddings_and_output_weights) and not model.pre_process
 
 
 def _mean(sums: dict[str, float]) -> dict[str, float]:
     return {**sums, "loss": sums["loss_sum"] / max(1.0, sums["tokens"])}
-
-
-def _equal_lengths(batches: Sequence[PackedBatch], layout: ParallelConfig) -> list[PackedBatch]:
-    """Pipeline stages exchange tensors of one shape a call: pad every row to the longest."""
-    longest = max(b.length for b in batches)
-    if layout.pipeline_model_parallel_size == 1 or all(b.length == longest for b in batches):
-        return list(batches)
-    return [_extended(b, longest) for b in batches]
 
 
 def _extended(batch: PackedBatch, length: int) -> PackedBatch:

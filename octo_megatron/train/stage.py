@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from octo_megatron.checkpoint.digest import weights_sha256
+from octo_megatron.checkpoint.parent import tokens_before
 from octo_megatron.checkpoint.retention import Retention
 from octo_megatron.checkpoint.saver import Saver
 from octo_megatron.config.errors import UserError
@@ -57,15 +58,17 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("start", 0, node.steps)
     hf_config = read_json(ctx.run.hf_config)
-    trainer = MegatronTrainer(hf_config, layout, lineage.precision, node.optimizer, world, node.dropout)
+    precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
+    trainer = MegatronTrainer(hf_config, layout, precision, node.optimizer, world, node.dropout, compute)
     mixture = _mixture(ctx, node)
     steps = affordable_steps(ctx.name, node, mixture.end())
     held_out = {name: validation(ctx.run, name, node.seq_length) for name in sorted(node.mixture)}
     watching.enter("load")
+    inherited, pinned = tokens_before(ctx), lineage.pinned_steps(ctx.name)
     facts = begin(ctx, node, trainer)
     step, loss, guard = int(facts["step"]), SourceLoss(tuple(node.mixture)), _guard(node, facts)
     metrics = Metrics(ctx, step, world.is_first)
-    saver = Saver(ctx.folder.checkpoints, trainer, _retention(node), watching.fence, _speaker(world))
+    saver = Saver(ctx.folder.checkpoints, trainer, _retention(node, pinned), watching.fence, _speaker(world))
     stream = batch_stream(node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds)
     constant = {"kind": "train", "hf_config": hf_config, "fingerprints": fingerprints(ctx, node)}
     phases.mark("start")
@@ -90,6 +93,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
         saver.poll()
         phases.mark("train")
         row = {
+            "lineage_tokens": inherited + step * node.tokens_per_step,
             **_row(node, step, lr, done, time.perf_counter() - began, world.world_size),
             **loss.means(done.sums),
             "seconds_data": waited,
@@ -101,7 +105,8 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
             watching.enter("validation")
             row |= validate(trainer, node, held_out)
             phases.mark("validation")
-        if last or stopping or (node.checkpoint_interval and step % node.checkpoint_interval == 0):
+        due = step in pinned or (node.checkpoint_interval and step % node.checkpoint_interval == 0)
+        if last or stopping or due:
             watching.enter("checkpoint")
             saver.start(step, {**constant, **_facts(node, mixture, row, guard)})
             row["seconds_checkpoint"] += phases.mark("checkpoint")
@@ -135,8 +140,8 @@ def _guard(node: TrainNode, facts: dict[str, Any]) -> Guard:
     return guard
 
 
-def _retention(node: TrainNode) -> Retention:
-    return Retention(node.keep_checkpoints, node.keep_every, node.keep_best)
+def _retention(node: TrainNode, pinned: set[int]) -> Retention:
+    return Retention(node.keep_checkpoints, node.keep_every, node.keep_best, frozenset(pinned))
 
 
 def _speaker(world: worlds.World) -> Any:
@@ -154,7 +159,7 @@ def _local(trainer: MegatronTrainer, batches: list[PackedBatch]) -> dict[str, fl
 def _row(
     node: TrainNode, step: int, lr: float, done: StepResult, seconds: float, devices: int
 ) -> dict[str, Any]:
-    tokens = node.global_batch_size * node.seq_length
+    tokens = node.tokens_per_step
     row: dict[str, Any] = {
         "step": step,
         "tokens": step * tokens,
@@ -175,7 +180,8 @@ def _row(
 def _facts(node: TrainNode, mixture: Mixture, row: dict[str, Any], guard: Guard) -> dict[str, Any]:
     """What a checkpoint says about itself, beside weights, optimizer and random generators."""
     consumed = row["step"] * node.global_batch_size
-    facts: dict[str, Any] = {k: row[k] for k in ("step", "tokens", "lr", "validation_loss") if k in row}
+    kept = ("step", "tokens", "lineage_tokens", "lr", "validation_loss")
+    facts: dict[str, Any] = {k: row[k] for k in kept if k in row}
     return {**facts, "consumed_samples": consumed, "ledger": mixture.ledger(consumed), "guard": guard.state()}
 
 

@@ -4,6 +4,7 @@ Every class is a frozen dataclass; `octo_megatron.config.loading` fills them thr
 refuses unknown keys and wrong types. `__post_init__` refuses impossible values, with the fix in the text.
 """
 
+from octo_megatron.config.schema.compute import ComputeConfig
 from octo_megatron.config.schema.convert import ExportNode, ImportNode
 from octo_megatron.config.schema.data import ProblemSetConfig, SourceConfig
 from octo_megatron.config.schema.evaluate import EvaluateNode
@@ -17,6 +18,7 @@ from octo_megatron.config.schema.train import TrainNode
 
 __all__ = [
     "NODE_KINDS",
+    "ComputeConfig",
     "EvaluateNode",
     "ExportNode",
     "ImportNode",

@@ -37,6 +37,23 @@ class ParallelConfig:
         )
 
     @property
+    def short(self) -> str:
+        """For messages: "TP2+SP x PP2 x DP4"; "1 process" where nothing is cut."""
+        sizes = {
+            "TP": self.tensor_model_parallel_size,
+            "PP": self.pipeline_model_parallel_size,
+            "VPP": self.virtual_pipeline_model_parallel_size,
+            "CP": self.context_parallel_size,
+            "DP": self.data_parallel_size,
+        }
+        parts = [
+            f"{name}{size}" + ("+SP" if name == "TP" and self.sequence_parallel else "")
+            for name, size in sizes.items()
+            if size > 1
+        ]
+        return " x ".join(parts) or "1 process"
+
+    @property
     def world_size(self) -> int:
         """Processes that the layout needs."""
         return (

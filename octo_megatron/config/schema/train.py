@@ -15,7 +15,9 @@ class TrainNode(NodeConfig):
 
     kind: str = "train"
     tokens: int = 0
-    """Budget in tokens; rounded down to whole global batches."""
+    """Budget in tokens, rounded down to whole global batches; or give `steps`."""
+    steps: int = 0
+    """Budget in optimizer steps."""
     seq_length: int = 128
     micro_batch_size: int = 4
     global_batch_size: int = 4
@@ -52,10 +54,28 @@ class TrainNode(NodeConfig):
     """Steps between validation losses; 0: at the first and last step only."""
 
     def __post_init__(self) -> None:
+        per_step = self.tokens_per_step
         require(
-            self.tokens >= self.seq_length * self.global_batch_size,
+            self.steps == 0
+            or self.tokens in (0, self.steps * per_step)
+            or self.tokens // per_step == self.steps,
+            f"tokens {self.tokens} and steps {self.steps} contradict each other (a step is {per_step} tokens); "
+            "give one of them",
+        )
+        require(
+            self.steps > 0 or self.tokens >= per_step,
             f"tokens {self.tokens} is less than one step: seq_length {self.seq_length} x global_batch_size "
-            f"{self.global_batch_size} = {self.seq_length * self.global_batch_size}",
+            f"{self.global_batch_size} = {per_step}",
+        )
+        # both lengths are known from here on, and the schedule's in steps; a resolved file loads to the same
+        object.__setattr__(self, "steps", self.steps or self.tokens // per_step)
+        object.__setattr__(self, "tokens", self.tokens or self.steps * per_step)
+        object.__setattr__(self, "schedule", self.schedule.in_steps(per_step))
+        held = self.schedule.warmup_steps + self.schedule.decay_steps
+        require(
+            held <= self.steps,
+            f"schedule: warmup {self.schedule.warmup_steps} + decay {self.schedule.decay_steps} steps are more than "
+            f"the node's {self.steps} steps",
         )
         require(
             self.checkpoint_interval >= 0
@@ -79,6 +99,6 @@ class TrainNode(NodeConfig):
             require(epochs > 0, f"max_epochs.{name} is {epochs:g}; it must be above 0")
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps that the token budget buys."""
-        return self.tokens // (self.seq_length * self.global_batch_size)
+    def tokens_per_step(self) -> int:
+        """Tokens of one global batch."""
+        return self.seq_length * self.global_batch_size
