@@ -1,12 +1,10 @@
-"""Batches made ahead of time in a background thread; what comes out, and in which order, is as without it.
+"""Batches made ahead of time in background threads; what comes out, and in which order, is as without them.
 
-One thread is enough: reading and converting release Python's lock, and a batch takes far less than a step. Order and
-content are those of calling `make` step by step, because that is what the thread does.
+Threads are enough: reading and converting release Python's lock, and a batch takes far less than a step.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -33,16 +31,22 @@ class Prefetcher(Generic[T]):
         deadline_seconds: float,
         describe: Callable[[int], str] = lambda step: f"step {step}",
         depth: int = 4,
+        workers: int = 1,
     ):
-        """`describe` names a step and what is in it, for errors."""
+        """`describe` names a step and what is in it, for errors; `make` is called by `workers` threads at once."""
         self._make, self._describe = make, describe
-        self._next, self._end, self._deadline = first, end, deadline_seconds
-        self._made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-        self._stopped = threading.Event()
+        self._next, self._end, self._claimed = first, end, first
+        self._deadline, self._depth = deadline_seconds, depth
+        self._made: dict[int, tuple[T | None, BaseException | None]] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
         self.waited_seconds = 0.0
         """Time that `next` did not return at once, summed up."""
-        self._thread = threading.Thread(target=self._work, args=(first, end), name="prefetch", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"prefetch-{i}", daemon=True) for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def next(self) -> T:
         """The next batch, waiting for it if need be.
@@ -55,31 +59,29 @@ class Prefetcher(Generic[T]):
         if self._next >= self._end:
             raise StopIteration
         began = time.perf_counter()
-        try:
-            made, error = self._made.get(timeout=self._deadline)
-        except queue.Empty:
-            raise TimeoutError(
-                f"no data for {self._describe(self._next)} after {self._deadline:g} s: the file system of the data "
-                "does not answer, or reading is far too slow; raise deadline_seconds if that is expected"
-            ) from None
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._next in self._made, self._deadline):
+                raise TimeoutError(
+                    f"no data for {self._describe(self._next)} after {self._deadline:g} s: the file system of the "
+                    "data does not answer, or reading is far too slow; raise deadline_seconds if that is expected"
+                )
+            made, error = self._made.pop(self._next)
+            step, self._next = self._next, self._next + 1
+            self._changed.notify_all()
         self.waited_seconds += time.perf_counter() - began
-        if error is not None:
-            where, self._next = self._describe(self._next), self._end
-            if isinstance(error, UserError):
-                raise UserError(f"{where}: {error}") from error
-            raise LoadingError(f"{where}: {type(error).__name__}: {error}") from error
-        self._next += 1
-        assert made is not None
-        return made
+        if error is None:
+            return made  # type: ignore[return-value]  # what `make` returned
+        self.close()
+        if isinstance(error, UserError):
+            raise UserError(f"{self._describe(step)}: {error}") from error
+        raise LoadingError(f"{self._describe(step)}: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """End the thread after the batch that it is making; batches made ahead are dropped."""
-        self._stopped.set()
-        while True:
-            try:
-                self._made.get_nowait()
-            except queue.Empty:
-                return
+        """End the threads after the batches that they are making; batches made ahead are dropped."""
+        with self._changed:
+            self._stopped, self._end = True, self._next
+            self._made.clear()
+            self._changed.notify_all()
 
     def __enter__(self) -> Prefetcher[T]:
         return self
@@ -89,17 +91,22 @@ class Prefetcher(Generic[T]):
     ) -> None:
         self.close()
 
-    def _work(self, first: int, end: int) -> None:
-        for step in range(first, end):
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._may_go_on)
+                if self._stopped or self._claimed >= self._end:
+                    return
+                step, self._claimed = self._claimed, self._claimed + 1
             try:
                 item: tuple[T | None, BaseException | None] = (self._make(step), None)
             except BaseException as error:  # handed to whoever waits, who would wait for ever otherwise
                 item = (None, error)
-            while not self._stopped.is_set():
-                try:
-                    self._made.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if self._stopped.is_set() or item[1] is not None:
-                return
+            with self._changed:
+                if not self._stopped:
+                    self._made[step] = item
+                self._changed.notify_all()
+
+    def _may_go_on(self) -> bool:
+        """Whether a thread has something to do: a batch within `depth`, or to end."""
+        return self._stopped or self._claimed >= self._end or self._claimed < self._next + self._depth

@@ -16,6 +16,7 @@ _NO_EFFECT = (
     "keep_best",
     "validation_interval",
     "micro_batch_size",
+    "loader_workers",
 )
 """Keys of a node that change what is kept and logged or how it is computed, not the weights: free to change between
 two runs."""

@@ -80,7 +80,6 @@ def batch_stream(
     deadline_seconds: float,
 ) -> Prefetcher[list[PackedBatch]]:
     """`micro_batches` of each of `steps`, made in the background; `next()` gives them in order."""
-
     rank, size = world.data_parallel_rank, world.data_parallel_size
 
     def make(step: int) -> list[PackedBatch]:
@@ -93,7 +92,7 @@ def batch_stream(
             f"data-parallel rank {rank})"
         )
 
-    return Prefetcher(make, steps.start, steps.stop, deadline_seconds, describe)
+    return Prefetcher(make, steps.start, steps.stop, deadline_seconds, describe, workers=node.loader_workers)
 
 
 def validation_batches(

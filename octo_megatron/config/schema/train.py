@@ -30,6 +30,8 @@ class TrainNode(NodeConfig):
     """Source name -> how often it may be gone through; sources that are not named repeat without end."""
     when_exhausted: str = "error"
     """Where the budget asks a source for more than its max_epochs: `error` refuses to start, `stop` ends there."""
+    loader_workers: int = 1
+    """Threads that make batches ahead of the step; no effect on what is in them."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     inherit_optimizer: bool = True
@@ -93,6 +95,7 @@ class TrainNode(NodeConfig):
         total = sum(self.mixture.values())
         require(abs(total - 1) < 1e-6, f"the shares of a mixture sum to 1; these sum to {total:g}")
         require(min(self.mixture.values()) >= 0, "a share of a mixture is below 0")
+        require(self.loader_workers >= 1, f"loader_workers is {self.loader_workers}; use at least 1")
         check_order(self.packing, self.when_exhausted)
         for name, epochs in self.max_epochs.items():
             require(name in self.mixture, f"max_epochs names source '{name}', which the mixture does not")

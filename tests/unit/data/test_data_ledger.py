@@ -100,11 +100,19 @@ def _content(mixture: Mixture, i: int) -> tuple[str, bytes, bytes, bytes]:
     world_size=st.sampled_from([1, 2]),
     steps=st.integers(1, 40),
     depth=st.integers(1, 9),
+    workers=st.integers(1, 4),
 )
 def test_the_first_samples_depend_on_nothing_but_the_seed(
-    sets: Sets, packing: str, global_batch: int, micro_batch: int, world_size: int, steps: int, depth: int
+    sets: Sets,
+    packing: str,
+    global_batch: int,
+    micro_batch: int,
+    world_size: int,
+    steps: int,
+    depth: int,
+    workers: int,
 ) -> None:
-    """World size, micro and global batch, planned length, and how far ahead a worker loads."""
+    """World size, micro and global batch, planned length, number of loader workers and how far ahead they load."""
     straight = [_content(Mixture(sets, SHARES, SEQ, 5, packing), i) for i in range(global_batch)]
     node = TrainNode(
         tokens=steps * global_batch * SEQ,
@@ -122,7 +130,7 @@ def test_the_first_samples_depend_on_nothing_but_the_seed(
             positions = sample_positions(node, step, rank, world_size)
             return {i: _content(mixture, i) for micro in positions for i in micro}
 
-        with Prefetcher(make, 0, node.steps, 60, depth=depth) as stream:
+        with Prefetcher(make, 0, node.steps, 60, depth=depth, workers=workers) as stream:
             for _ in range(node.steps):
                 taken.update(stream.next())
     assert sorted(taken) == list(range(node.steps * global_batch))

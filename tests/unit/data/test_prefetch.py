@@ -15,9 +15,14 @@ def _squares(step: int) -> int:
     return step * step
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("depth", [1, 2, 16])
-def test_order_and_content_are_those_without_it(depth: int) -> None:
-    with Prefetcher(_squares, 3, 40, 10, depth=depth) as stream:
+def test_order_and_content_are_those_without_it(depth: int, workers: int) -> None:
+    def make(step: int) -> int:
+        time.sleep(0.002 * (step % 3))  # later ones are ready before earlier ones
+        return _squares(step)
+
+    with Prefetcher(make, 3, 40, 10, depth=depth, workers=workers) as stream:
         assert [stream.next() for _ in range(3, 40)] == [_squares(step) for step in range(3, 40)]
         with pytest.raises(StopIteration):
             stream.next()
@@ -25,7 +30,7 @@ def test_order_and_content_are_those_without_it(depth: int) -> None:
 
 def test_what_is_there_is_handed_out_without_a_wait() -> None:
     with Prefetcher(_squares, 0, 100, 10, depth=100) as stream:
-        while stream._thread.is_alive():
+        while any(thread.is_alive() for thread in stream._threads):
             time.sleep(0.01)
         for _ in range(100):
             stream.next()
@@ -34,10 +39,10 @@ def test_what_is_there_is_handed_out_without_a_wait() -> None:
 
 def test_it_never_runs_further_ahead_than_its_depth() -> None:
     made: list[int] = []
-    with Prefetcher(lambda step: made.append(step) or step, 0, 100, 10, depth=3) as stream:
+    with Prefetcher(lambda step: made.append(step) or step, 0, 100, 10, depth=3, workers=2) as stream:
         stream.next()
         time.sleep(0.5)
-        assert len(made) <= 5  # one handed out, three waiting, one in the thread's hands
+        assert sorted(made) == [0, 1, 2, 3]  # one handed out, three waiting
 
 
 @pytest.mark.parametrize(
@@ -66,9 +71,10 @@ def test_a_wait_beyond_the_deadline_is_an_error_that_names_the_step() -> None:
         release.set()
 
 
-def test_closing_ends_the_thread() -> None:
-    stream = Prefetcher(_squares, 0, 10**9, 10)
+def test_closing_ends_the_threads() -> None:
+    stream = Prefetcher(_squares, 0, 10**9, 10, workers=3)
     stream.next()
     stream.close()
-    stream._thread.join(5)
-    assert not stream._thread.is_alive()
+    for thread in stream._threads:
+        thread.join(5)
+        assert not thread.is_alive()
