@@ -42,9 +42,8 @@ octo status RUN                where each node stands
 
 octo inspect RUN --step N      what was in the batch of a step
 
-[bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 130 stopped.
 [bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 4 a bad node,
-130 stopped.
+75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped at once.
 """
 
 app = typer.Typer(

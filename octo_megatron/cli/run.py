@@ -13,6 +13,7 @@ from octo_megatron.cluster.engines import check_engines
 from octo_megatron.lineage.display import make_display
 from octo_megatron.lineage.inprocess import launched_by, run_here
 from octo_megatron.lineage.run import Plan, execute, make_plan, prepare_data_only
+from octo_megatron.lineage.stopping import EXIT_CODE, Stopped, listening
 
 
 def run(
@@ -70,12 +71,20 @@ def run(
 
 
 def run_plan(plan: Plan, start_over: bool, stage: str | None = None) -> None:
-    """Execute with a display on the terminal; Ctrl-C and SIGTERM end the children and say how to go on."""
+    """Execute with a display on the terminal.
+
+    Ctrl-C ends the workers; SIGTERM and SIGUSR1 let them save first, and end them the second time.
+    """
     names = [stage] if stage in plan.lineage.nodes else list(plan.lineage.nodes)
     check_engines({plan.lineage.nodes[name].kind for name in names})
     display = make_display(Console())
     try:
-        execute(plan, display, start_over, stage)
+        with listening() as asked:
+            execute(plan, display, start_over, stage, asked)
+    except Stopped as stopped:
+        display.close()
+        typer.echo(f"octo: {stopped}; the same command goes on in {plan.run.root}", err=True)
+        raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt:
         display.close()
         typer.echo(

@@ -13,9 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_GRACE_SECONDS = 10.0
-"""Between asking processes to end (SIGTERM) and ending them (SIGKILL)."""
-
 
 def environment(threads: int, has_gpu: bool) -> dict[str, str]:
     """What a stage's process needs in its environment before its first import.
@@ -126,18 +123,17 @@ class ProcessGroup:
     def alive_ranks(self) -> list[int]:
         return [rank for rank, process in enumerate(self._processes) if process.poll() is None]
 
+    def ask_to_stop(self) -> None:
+        """Let each worker finish its step, save and end (see `parallel/stop.py`)."""
+        self._signal(signal.SIGTERM)
+
     def dump_stacks(self) -> None:
         """Make each worker write its stacks into the log (see `worker`)."""
         self._signal(signal.SIGUSR2)
         time.sleep(1.0)
 
-    def end(self, grace_seconds: float = _GRACE_SECONDS) -> None:
-        """End every process of the group, also those that the workers started themselves."""
-        if not self.finished():
-            self._signal(signal.SIGTERM)
-            deadline = time.monotonic() + grace_seconds
-            while not self.finished() and time.monotonic() < deadline:
-                time.sleep(0.05)
+    def end(self) -> None:
+        """End every process of the group at once, also those that the workers started themselves."""
         self._signal(signal.SIGKILL)
         for process in self._processes:
             process.wait()

@@ -17,6 +17,7 @@ from octo_megatron.lineage.layouts import check_layouts
 from octo_megatron.lineage.lock import FolderLock
 from octo_megatron.lineage.run_state import check_folder, prepare_folder
 from octo_megatron.lineage.runner import Runner, check_ready
+from octo_megatron.lineage.stopping import Asked
 
 _NOT_GIVEN = "(not given)"
 
@@ -104,13 +105,19 @@ def _check_shape(lineage: LineageConfig, hf_config: dict[str, Any]) -> None:
             )
 
 
-def execute(plan: Plan, display: Display, start_over: bool = False, stage: str | None = None) -> None:
-    """Run what is missing, or only `stage`, with processes of this machine.
+def execute(
+    plan: Plan,
+    display: Display,
+    start_over: bool = False,
+    stage: str | None = None,
+    asked: Asked | None = None,
+) -> None:
+    """Run what is missing, or only `stage`, with processes of this machine; `asked`: a wish to stop.
 
     Stages given by name share the run folder with each other, each with a lock of its own.
 
     Raises:
-        UserError, StageFailed: see `Runner.run`.
+        UserError, StageFailed, Stopped: see `Runner.run_nodes`.
     """
     if stage is not None and start_over:
         raise UserError(
@@ -119,12 +126,12 @@ def execute(plan: Plan, display: Display, start_over: bool = False, stage: str |
         )
     check_folder(plan.run.root)
     if stage is None:
-        _execute_all(plan, display, start_over)
+        _execute_all(plan, display, start_over, asked)
     else:
-        _execute_stage(plan, display, stage)
+        _execute_stage(plan, display, stage, asked)
 
 
-def _execute_all(plan: Plan, display: Display, start_over: bool) -> None:
+def _execute_all(plan: Plan, display: Display, start_over: bool, asked: Asked | None) -> None:
     with FolderLock(plan.run.root / "lock", "octo run") as lock:
         prepare_folder(plan.run, plan.lineage, plan.hf_config, start_over, display.say)
         missing = [name for name in plan.lineage.nodes if not plan.run.node(name).is_done()]
@@ -133,19 +140,18 @@ def _execute_all(plan: Plan, display: Display, start_over: bool) -> None:
             f"folder {plan.run.root}"
         )
         if missing:
-            runner = Runner(plan.run, plan.lineage, display, (lock.descriptor,))
+            runner = Runner(plan.run, plan.lineage, display, (lock.descriptor,), asked)
             runner.prepare_data()
             runner.run_nodes(missing)
 
 
-def _execute_stage(plan: Plan, display: Display, stage: str) -> None:
+def _execute_stage(plan: Plan, display: Display, stage: str, asked: Asked | None) -> None:
     root, purpose = plan.run.root, f"octo run --stage {stage}"
     with FolderLock(root / "lock", purpose, shared=True) as lock:
         prepare_stage(plan, display, stage, (lock.descriptor,))
         with FolderLock(plan.run.node(stage).root / "lock", purpose) as node_lock:
-            Runner(plan.run, plan.lineage, display, (lock.descriptor, node_lock.descriptor)).run_nodes(
-                [stage]
-            )
+            locks = (lock.descriptor, node_lock.descriptor)
+            Runner(plan.run, plan.lineage, display, locks, asked).run_nodes([stage])
 
 
 def prepare_data_only(plan: Plan, display: Display) -> None:

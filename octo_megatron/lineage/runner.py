@@ -12,9 +12,14 @@ from octo_megatron.config.run_folder import RunFolder, read_json
 from octo_megatron.config.schema import LineageConfig
 from octo_megatron.lineage.display import Display
 from octo_megatron.lineage.graph import dependencies, topological_order
-from octo_megatron.lineage.launch import ProcessGroup, environment, machine_has_gpu
+from octo_megatron.lineage.launch import Failure, ProcessGroup, environment, machine_has_gpu
+from octo_megatron.lineage.stopping import Asked
+from octo_megatron.parallel import heartbeat
+from octo_megatron.parallel.stop import EXIT_CODE, SIGNALS, Stopped
 
 _POLL_SECONDS = 0.1
+_SAVING_SECONDS = 60.0
+"""Between the first rank that has ended after a signal and the last: all save together."""
 _DATA = "data"
 """Name under which the preparation of the data is shown and reported."""
 
@@ -33,6 +38,8 @@ class _Job:
     slots: int
     started: float = field(default_factory=time.time)
     state: dict[str, Any] = field(default_factory=dict)
+    stopped_at: float | None = None
+    """When the first of its ranks had ended after a signal."""
 
     def refresh(self) -> bool:
         """Read progress.json; whether it says something new."""
@@ -56,9 +63,18 @@ class _Job:
 class Runner:
     """Schedules nodes over `lineage.slots` slots; a node takes as many as it has processes, at most all."""
 
-    def __init__(self, run: RunFolder, lineage: LineageConfig, display: Display, locks: tuple[int, ...]):
-        """`locks`: descriptors of the run folder's locks, which the workers keep too."""
+    def __init__(
+        self,
+        run: RunFolder,
+        lineage: LineageConfig,
+        display: Display,
+        locks: tuple[int, ...],
+        asked: Asked | None = None,
+    ):
+        """`locks`: descriptors of the run folder's locks, which the workers keep too. `asked`: to stop."""
         self._run, self._lineage, self._display, self._locks = run, lineage, display, locks
+        self._asked, self._stopping = asked or Asked(), False
+        self._stopped: list[str] = []
         self._env = environment(lineage.threads, machine_has_gpu())
         self._jobs: dict[str, _Job] = {}
         self._failures: list[tuple[str, bool]] = []
@@ -86,6 +102,7 @@ class Runner:
         Raises:
             UserError: a stage refused its input.
             StageFailed: a stage crashed, was killed or went silent beyond the deadline.
+            Stopped: a signal asked for it; what could save has saved.
         """
         order = topological_order(self._lineage)
         try:
@@ -99,8 +116,10 @@ class Runner:
         self._jobs.clear()
 
     def _loop(self, waiting: list[str]) -> None:
-        while (waiting and not self._failures) or self._jobs:
-            if not self._failures:
+        while (waiting and not self._failures and not self._stopping) or self._jobs:
+            if self._asked.yes and not self._stopping:
+                self._ask_to_stop()
+            if not self._failures and not self._stopping:
                 self._start_ready(waiting)
             time.sleep(_POLL_SECONDS)
             for job in list(self._jobs.values()):
@@ -108,6 +127,15 @@ class Runner:
         if self._failures:
             message, user = self._failures[0]
             raise UserError(message) if user else StageFailed(message)
+        if self._stopped or (self._stopping and waiting):
+            raise Stopped("; ".join(self._stopped) or "stopped between two nodes")
+
+    def _ask_to_stop(self) -> None:
+        self._stopping = True
+        if self._jobs:
+            self._display.say(f"asked to stop: {', '.join(self._jobs)} will save and end (again: at once)")
+        for job in self._jobs.values():
+            job.processes.ask_to_stop()
 
     def _start_ready(self, waiting: list[str]) -> None:
         for name in list(waiting):
@@ -131,8 +159,13 @@ class Runner:
         if job.refresh():
             self._display.progress(job.name, job.state)
         failure = job.processes.failure()
-        if failure is not None:
-            job.processes.end(grace_seconds=2.0)
+        if failure is not None and self._was_stopped(failure):
+            self._stopping = True
+            job.stopped_at = job.stopped_at or time.monotonic()
+            if job.processes.finished() or time.monotonic() - job.stopped_at > _SAVING_SECONDS:
+                self._end_stopped(job)
+        elif failure is not None:
+            job.processes.end()
             error = _error_of(job)
             user = error.get("kind") == "user"
             rank = f"rank {error['rank']}: {error['message']}" if error else failure.describe()
@@ -149,21 +182,34 @@ class Runner:
                 self._end(job, text, False)
         elif job.silent_seconds() > self._lineage.deadline_seconds:
             ranks = ", ".join(map(str, job.processes.alive_ranks()))
+            behind = heartbeat.describe(job.folder / "heartbeat", time.time())
             job.processes.dump_stacks()
             job.processes.end()
             text = (
-                f"{self._title(job)} was silent for {self._lineage.deadline_seconds} s {job.where()} and "
-                "was ended "
-                f"(ranks {ranks}); their stacks are in {job.folder / 'log.txt'}; raise deadline_seconds if "
-                "it was only slow"
+                f"{self._title(job)} was silent for {self._lineage.deadline_seconds} s {job.where()} and was ended "
+                f"(ranks {ranks}){f'; {behind}' if behind else ''}; their stacks are in {job.folder / 'log.txt'}; "
+                "raise deadline_seconds if it was only slow"
             )
             self._end(job, text, False)
+
+    def _was_stopped(self, failure: Failure) -> bool:
+        """A rank that had nothing to save, or did not yet listen, may end by the signal itself."""
+        by_signal = self._stopping and -failure.returncode in SIGNALS
+        return failure.returncode == EXIT_CODE or by_signal
+
+    def _end_stopped(self, job: _Job) -> None:
+        job.processes.end()
+        del self._jobs[job.name]
+        error = _error_of(job)
+        said = error.get("message") if error.get("kind") == "stopped" else None
+        self._stopped.append(said or f"{self._title(job)} was stopped {job.where()}")
+        self._display.ended(job.name, f"{job.name:<12} stopped {job.where()}")
 
     def _title(self, job: _Job) -> str:
         return "preparing the data" if job.name == _DATA else f"node {job.name}"
 
     def _end(self, job: _Job, failure: str | None = None, user: bool = False) -> None:
-        job.processes.end(grace_seconds=2.0)
+        job.processes.end()
         del self._jobs[job.name]
         if failure is None:
             seconds = time.time() - job.started

@@ -50,9 +50,11 @@ class Heartbeat:
         rank: int,
         deadline_seconds: float,
         on_miss: Callable[[str], None],
+        grace_seconds: float = GRACE_SECONDS,
     ):
-        """`on_miss`: called in a thread with the message when this rank's phase outlives the deadline."""
+        """`on_miss`: called in a thread with the message when this rank's phase outlives deadline and grace."""
         self._folder, self._rank, self._deadline, self._on_miss = folder, rank, deadline_seconds, on_miss
+        self._grace = grace_seconds
         self._phase, self._count, self._since = "start", 0, time.time()
         self._ended = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ class Heartbeat:
         while not self._ended.wait(min(INTERVAL_SECONDS, self._deadline / 4)):
             self._write()
             waited = time.time() - self._since
-            if waited > self._deadline + GRACE_SECONDS:
+            if waited > self._deadline + self._grace:
                 behind = describe(self._folder, time.time()) or "no rank has left a heartbeat"
                 self._on_miss(
                     f"rank {self._rank} has been in phase {self._phase} for {waited:.0f} s (deadline_seconds is "

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import time
 from types import FrameType
 
 EXIT_CODE = 75
 """Stopped by a signal; started again, it goes on."""
+
+SAME_SECONDS = 2.0
+"""Signals that come so soon after the first are the same wish: SLURM may send one to the command and its workers."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -25,7 +28,7 @@ class StopRequest:
     """What this process was asked. Until a stage calls `listen` there is nothing to save: a signal ends it at once."""
 
     def __init__(self) -> None:
-        self._asked: int = 0
+        self._asked_at: float | None = None
         self._listening = False
 
     def install(self) -> None:
@@ -40,13 +43,15 @@ class StopRequest:
     @property
     def asked(self) -> bool:
         """Whether this process got a signal; others of the run may have got none."""
-        return self._asked > 0
+        return self._asked_at is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._asked += 1
-        if not self._listening or self._asked > 1:
-            sys.stderr.flush()
-            os._exit(EXIT_CODE if not self._listening else 128 + number)
+        first, now = self._asked_at is None, time.monotonic()
+        self._asked_at = now if self._asked_at is None else self._asked_at
+        if not self._listening:
+            os._exit(EXIT_CODE)
+        if not first and now - self._asked_at > SAME_SECONDS:
+            os._exit(128 + number)
 
 
 STOP = StopRequest()

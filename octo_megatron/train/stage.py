@@ -69,7 +69,9 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     step, loss, guard = int(facts["step"]), SourceLoss(tuple(node.mixture)), _guard(node, facts)
     metrics = Metrics(ctx, step, world.is_first)
     saver = Saver(ctx.folder.checkpoints, trainer, _retention(node, pinned), watching.fence, _speaker(world))
-    stream = batch_stream(node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds)
+    stream = batch_stream(
+        node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds / 2
+    )
     constant = {"kind": "train", "hf_config": hf_config, "fingerprints": fingerprints(ctx, node)}
     phases.mark("start")
     if step == 0:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from lineage_runs import OctoRun, all_gone
+
+from octo_megatron.checkpoint import manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -37,17 +40,46 @@ def _wait_for_training(run: OctoRun, folder: Path) -> None:
     assert run.wait_for(folder / "run/nodes/base/metrics.jsonl", '"step": 3'), run.said()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_hand_it_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     run = _start(tmp_path, _ENDLESS)
     _wait_for_training(run, tmp_path)
     family = run.family()
     assert len(family) >= 2
-    run.process.send_signal(number)
+    run.process.send_signal(signal.SIGINT)
     assert run.wait(60) == 130
     assert all_gone(family)
     assert "octo: stopped; the same command goes on from the last checkpoints in" in run.said()
     assert "Traceback" not in run.said()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_lets_every_rank_finish_its_step_and_save(tmp_path: Path, number: signal.Signals) -> None:
+    run = _start(tmp_path, _ENDLESS + _TWO_RANKS)
+    _wait_for_training(run, tmp_path)
+    family = run.family()
+    run.process.send_signal(number)
+    assert run.wait(120) == 75, run.said()
+    assert all_gone(family)
+    line = run.said().strip().splitlines()[-1]
+    step = int(re.search(r"node base was asked to stop: saved after step (\d+) of 10000; run again", line)[1])  # type: ignore[index]
+    node = tmp_path / "run/nodes/base"
+    assert json.loads((node / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+    assert manifest.latest(node / "checkpoints") == manifest.step_folder(node / "checkpoints", step)
+    manifest.verify(manifest.step_folder(node / "checkpoints", step))
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """One rank is stopped, so that the step that the first signal waits for never ends."""
+    run = _start(tmp_path, _ENDLESS + _TWO_RANKS)
+    _wait_for_training(run, tmp_path)
+    family = run.family()
+    run.workers("base")[1].suspend()
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(2.5)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(30) == 130
+    assert all_gone(family)
 
 
 def test_a_killed_rank_is_named_and_takes_the_others_along(tmp_path: Path) -> None:
@@ -70,17 +102,23 @@ def test_a_silent_rank_is_ended_at_the_deadline_with_the_stacks_of_the_others(tm
     _wait_for_training(first, tmp_path)
     deadline = int(3 * (time.monotonic() - begin)) + 10
     first.process.terminate()
-    assert first.wait(60) == 130
+    assert first.wait(120) == 75
     (tmp_path / "run/nodes/base/progress.json").unlink()
 
     run = _start(tmp_path, _ENDLESS + _TWO_RANKS, f"deadline_seconds={deadline}")
     assert run.wait_for(tmp_path / "run/nodes/base/progress.json", '"train"'), run.said()
     family = run.family()
     run.workers("base")[1].suspend()
+    suspended = time.monotonic()
     assert run.wait(deadline + 90) == 1
     assert all_gone(family)
     line = run.said().strip().splitlines()[-1]
     assert f"node base was silent for {deadline} s in phase train (" in line and "(ranks 0, 1)" in line
+    behind = re.search(
+        r"rank 1 is behind \(pid \d+ on \S+\): in phase (\S+) for \d+ s, no sign of life for (\d+) s", line
+    )
+    assert behind and behind[1] in ("data", "forward-backward", "optimizer", "checkpoint"), line
+    assert time.monotonic() - suspended < deadline + 30
     assert "most recent call first" in (tmp_path / "run/nodes/base/log.txt").read_text()
 
 

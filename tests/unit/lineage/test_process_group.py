@@ -81,7 +81,7 @@ def test_what_the_workers_started_is_ended_too(tmp_path: Path) -> None:
     )
     group = ProcessGroup(["-c", code], 1, tmp_path / "log.txt", {})
     pids = _pids(tmp_path / "log.txt", 2)
-    group.end(grace_seconds=0.3)
+    group.end()
     _wait_gone(pids)
 
 
