@@ -107,7 +107,9 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
             watching.enter("validation")
             row |= validate(trainer, node, held_out)
             phases.mark("validation")
-        due = step in pinned or (node.checkpoint_interval and step % node.checkpoint_interval == 0)
+        # while nothing finite comes, the checkpoints from before are not to be pushed out by later ones
+        every = node.checkpoint_interval and step % node.checkpoint_interval == 0 and not guard.not_finite
+        due = every or step in pinned
         if last or stopping or due:
             watching.enter("checkpoint")
             saver.start(step, {**constant, **_facts(node, mixture, row, guard)})
