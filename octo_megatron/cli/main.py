@@ -14,6 +14,7 @@ from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
 from octo_megatron.cli.plan import plan
 from octo_megatron.cli.preflight import preflight
+from octo_megatron.cli.profile import profile
 from octo_megatron.cli.report import report
 from octo_megatron.cli.run import run
 from octo_megatron.cli.status import status
@@ -64,6 +65,7 @@ app.command()(inspect)
 app.command()(tokenize)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
+app.command()(profile)
 app.command()(doctor)
 app.command()(preflight)
 

@@ -154,6 +154,30 @@ def _execute_stage(plan: Plan, display: Display, stage: str, asked: Asked | None
             Runner(plan.run, plan.lineage, display, locks, asked).run_nodes([stage])
 
 
+def profile_stage(plan: Plan, display: Display, stage: str, steps: int, asked: Asked | None = None) -> Path:
+    """Record a few steps of train node `stage`; what the node has so far stays as it is.
+
+    Returns:
+        The folder with traces and a summary.
+
+    Raises:
+        UserError: it is no train node, cannot run yet, or is running now.
+        StageFailed, Stopped: see `Runner.run_nodes`.
+    """
+    node = plan.lineage.nodes.get(stage)
+    if node is not None and node.kind != "train":
+        raise UserError(
+            f"--stage {stage}: `octo profile` records train nodes; this one is of kind {node.kind}"
+        )
+    check_folder(plan.run.root)
+    root, purpose = plan.run.root, f"octo profile --stage {stage}"
+    with FolderLock(root / "lock", purpose, shared=True) as lock:
+        prepare_stage(plan, display, stage, (lock.descriptor,))
+        with FolderLock(plan.run.node(stage).root / "lock", purpose) as node_lock:
+            locks = (lock.descriptor, node_lock.descriptor)
+            return Runner(plan.run, plan.lineage, display, locks, asked).profile(stage, steps)
+
+
 def prepare_data_only(plan: Plan, display: Display) -> None:
     """Make the run folder and the data of a lineage, and nothing else; stages that wait for it go on then."""
     check_folder(plan.run.root)

@@ -38,6 +38,8 @@ class _Job:
     slots: int
     started: float = field(default_factory=time.time)
     state: dict[str, Any] = field(default_factory=dict)
+    result: Path | None = None
+    """File that says that it is done; None: its end is enough."""
     stopped_at: float | None = None
     """When the first of its ranks had ended after a signal."""
 
@@ -110,6 +112,23 @@ class Runner:
         finally:
             self._end_all()
 
+    def profile(self, name: str, steps: int) -> Path:
+        """Record `steps` steps of a train node that can run now; returns the folder with what was recorded.
+
+        Raises:
+            UserError, StageFailed, Stopped: as for `run_nodes`.
+        """
+        node, folder = self._run.node(name), self._run.node(name).root / "profile"
+        (folder / "summary.txt").unlink(missing_ok=True)
+        command = ["-m", "octo_megatron.lineage.worker", str(self._run.root), name, f"profile:{steps}"]
+        try:
+            world_size = self._lineage.layout_of(name).world_size
+            self._launch(name, node.root, command, world_size, folder / "summary.txt")
+            self._loop([])
+        finally:
+            self._end_all()
+        return folder
+
     def _end_all(self) -> None:
         for job in self._jobs.values():
             job.processes.end()
@@ -146,13 +165,17 @@ class Runner:
             if slots <= free and all(self._run.node(other).is_done() for other in needs):
                 waiting.remove(name)
                 command = ["-m", "octo_megatron.lineage.worker", str(self._run.root), name]
-                self._launch(name, self._run.node(name).root, command, world_size)
+                node = self._run.node(name)
+                self._launch(name, node.root, command, world_size, node.done)
 
-    def _launch(self, name: str, folder: Path, command: list[str], world_size: int) -> None:
+    def _launch(
+        self, name: str, folder: Path, command: list[str], world_size: int, result: Path | None = None
+    ) -> None:
         for left in ("progress.json", "error.json"):
             (folder / left).unlink(missing_ok=True)
         processes = ProcessGroup(command, world_size, folder / "log.txt", self._env, self._locks)
-        self._jobs[name] = _Job(name, folder, processes, min(world_size, self._lineage.slots))
+        slots = min(world_size, self._lineage.slots)
+        self._jobs[name] = _Job(name, folder, processes, slots, result=result)
         self._display.started(name)
 
     def _check(self, job: _Job) -> None:
@@ -173,7 +196,7 @@ class Runner:
                 job, f"{self._title(job)} failed {job.where()}, {rank}; log: {job.folder / 'log.txt'}", user
             )
         elif job.processes.finished():
-            if job.name == _DATA or self._run.node(job.name).is_done():
+            if job.result is None or job.result.is_file():
                 self._end(job)
             else:
                 text = (
@@ -225,9 +248,7 @@ class Runner:
             )
 
     def _figures(self, job: _Job) -> str:
-        if job.name == _DATA:
-            return ""
-        return result_figures(self._run.node(job.name).result())
+        return result_figures(read_json(job.result)) if job.result and job.result.suffix == ".json" else ""
 
 
 def check_ready(run: RunFolder, lineage: LineageConfig, name: str) -> None:

@@ -1,4 +1,6 @@
-"""One process of one node: `python -m octo_megatron.lineage.worker RUN NODE`, started by `octo run`.
+"""One process of one node: `python -m octo_megatron.lineage.worker RUN NODE [PURPOSE]`, started by `octo run`.
+
+PURPOSE is `profile:STEPS` for `octo profile`.
 
 Ends with code 0 after the stage, 2 after a user's mistake, 1 after a crash and 75 when a signal stopped it; all but the
 first leave error.json.
@@ -28,9 +30,14 @@ STAGES = {
 }
 """Kind of node -> module whose `run(ctx)` does it. By name, so that a stage loads no other stage's engine."""
 
+PROFILE = "octo_megatron.train.profile"
+"""Module whose `run(ctx, steps)` records a few steps of a train node."""
 
-def run_stage(root: Path, name: str) -> int:
+
+def run_stage(root: Path, name: str, purpose: str = "") -> int:
     """Run node `name` of run folder `root` in this process, as the rank that the environment says.
+
+    `purpose`: see above.
 
     Returns:
         The exit code; errors are printed and written to the node's error.json.
@@ -42,7 +49,10 @@ def run_stage(root: Path, name: str) -> int:
     try:
         run, lineage = load_run(root)
         context = NodeContext(run, lineage, name)
-        importlib.import_module(STAGES[context.node.kind]).run(context)
+        if purpose:
+            importlib.import_module(PROFILE).run(context, int(purpose.removeprefix("profile:")))
+        else:
+            importlib.import_module(STAGES[context.node.kind]).run(context)
     except UserError as error:
         print(f"octo: error: {error}", file=sys.stderr, flush=True)
         report_error(error_file, rank, "user", str(error))
@@ -60,7 +70,7 @@ def run_stage(root: Path, name: str) -> int:
 
 
 def main() -> None:
-    code = run_stage(Path(sys.argv[1]), sys.argv[2])
+    code = run_stage(Path(sys.argv[1]), *sys.argv[2:4])
     sys.stdout.flush()
     sys.stderr.flush()
     if code:

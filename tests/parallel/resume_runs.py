@@ -2,8 +2,8 @@
 
 resume_runs.py '{"folder": DIR, "ports": [...], "runs": [{"name": ..., "layout": {...}, "until": 20, "save_at": [10]}]}'
 
-A run with "load": NAME begins at the newest intact checkpoint of run NAME. Every run has process groups, random
-generators, model and optimizer of its own; `ports` has one for each.
+A run with "load": NAME begins at the newest intact checkpoint of run NAME. Every run has a process of its own on each
+rank, forked from one that has imported everything; `ports` has one for each.
 """
 
 from __future__ import annotations
@@ -11,24 +11,49 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 
 def main(options: dict[str, Any]) -> None:
+    from octo_megatron.checkpoint import saver  # noqa: F401  (loaded once, for all runs)
+    from octo_megatron.train import megatron  # noqa: F401
+
+    folder = Path(options["folder"])
+    for run, port in zip(options["runs"], options["ports"], strict=True):
+        pid = os.fork()
+        if pid == 0:
+            os.environ["MASTER_PORT"] = str(port)
+            code = 1
+            try:
+                in_own_process(run, folder)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code:
+            sys.exit(f"run {run['name']} ended with {code}")
+    if os.environ["RANK"] == "0":
+        results = {
+            run["name"]: json.loads((folder / f"{run['name']}.json").read_text()) for run in options["runs"]
+        }
+        print("RESULT " + json.dumps(results))
+
+
+def in_own_process(run: dict[str, Any], folder: Path) -> None:
+    from octo_megatron.config.schema import ParallelConfig
     from octo_megatron.parallel import world as worlds
 
-    out = {}
-    for run, port in zip(options["runs"], options["ports"], strict=True):
-        os.environ["MASTER_PORT"] = str(port)
-        from octo_megatron.config.schema import ParallelConfig
-
-        world = worlds.start(ParallelConfig(**run.get("layout", {})), seed=3, timeout_seconds=120)
-        out[run["name"]] = train(run, Path(options["folder"]), world)
-        first = world.is_first
-        world.stop()
-    if first:
-        print("RESULT " + json.dumps(out))
+    world = worlds.start(ParallelConfig(**run.get("layout", {})), seed=3, timeout_seconds=120)
+    figures = train(run, folder, world)
+    if world.is_first:
+        (folder / f"{run['name']}.json").write_text(json.dumps(figures))
+    world.barrier()
 
 
 def train(run: dict[str, Any], folder: Path, world: Any) -> dict[str, Any]:
