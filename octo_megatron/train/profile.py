@@ -27,8 +27,9 @@ def run(ctx: NodeContext, steps: int) -> None:
     world = worlds.start(layout, lineage.seed, lineage.deadline_seconds)
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("profile", 0, steps)
+    precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
     trainer = MegatronTrainer(
-        read_json(ctx.run.hf_config), layout, lineage.precision, node.optimizer, world, node.dropout
+        read_json(ctx.run.hf_config), layout, precision, node.optimizer, world, node.dropout, compute
     )
     seed = node_seed(lineage.seed, ctx.name)
     mixture = open_mixture(ctx.run, node.mixture, node.seq_length, seed, node.packing, node.max_epochs)
