@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+import pytest
+import typer.main
 from octo_command import octo
+
+from octo_megatron.cli.main import app
+from octo_megatron.config.loading import CONFIGS
+from octo_megatron.config.mixture import load_mixture
+from octo_megatron.data.template import TEMPLATES
 
 
 def test_the_recipe_without_its_sets_says_how_to_make_each(tmp_path: Path) -> None:
@@ -27,3 +35,13 @@ def test_a_run_with_such_a_mixture_stops_before_its_first_node(tmp_path: Path) -
     line = done.stderr.strip().splitlines()[-1]
     assert "set 'megamath-web-pro-max' is missing: no tokenised set at /nowhere/" in line
     assert "OctoThinker/MegaMath-Web-Pro-Max" in line and "make it with `octo tokenize /nowhere/raw" in line
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_lines_that_make_the_recipes_sets_are_ones_that_octo_tokenize_takes(path: Path) -> None:
+    tokenize = typer.main.get_command(app).commands["tokenize"]  # type: ignore[attr-defined]
+    for source in load_mixture(path, ["data_root=/sets"]).sources.values():
+        octo_word, verb, *arguments = shlex.split(source.tokenize)
+        assert (octo_word, verb) == ("octo", "tokenize")
+        asked = tokenize.make_context("tokenize", arguments).params
+        assert asked["template"] in TEMPLATES and str(asked["out"]) == source.tokenized

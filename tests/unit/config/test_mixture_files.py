@@ -120,7 +120,7 @@ def test_every_value_of_the_recipe_says_where_it_comes_from(path: Path) -> None:
     config = load_mixture(path, ["data_root=/sets"])
     assert set(config.provenance) == {"tokens", "seq_length", "packing", "when_exhausted"}
     for name, source in config.sources.items():
-        assert set(source.provenance) == {"weight"}
+        assert set(source.provenance) == {"weight", "tokenize"}
         assert source.tokenized == f"/sets/{name}" and source.published
         assert (
             source.tokenize.startswith("octo tokenize /sets/") and f"--out /sets/{name} " in source.tokenize
