@@ -16,6 +16,7 @@ from octo_megatron.cli.plan import plan
 from octo_megatron.cli.preflight import preflight
 from octo_megatron.cli.profile import profile
 from octo_megatron.cli.report import report
+from octo_megatron.cli.rollouts import rollouts
 from octo_megatron.cli.run import run
 from octo_megatron.cli.status import status
 from octo_megatron.cli.tokenize import tokenize
@@ -43,6 +44,9 @@ octo status RUN                where each node stands
 
 octo inspect RUN --step N      what was in the batch of a step
 
+octo rollouts RUN --step N     the best, worst and longest answers of an RL step
+
+[bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 130 stopped.
 [bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 4 a bad node,
 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped at once.
 """
@@ -63,6 +67,7 @@ app.command()(status)
 app.command()(report)
 app.command()(inspect)
 app.command()(tokenize)
+app.command()(rollouts)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command()(profile)

@@ -29,6 +29,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.engine.process_state import process_kept, random_state_kept
 from octo_megatron.model.families import HEAD, ModelShape, family_of
 from octo_megatron.model.hf_weights import tensor_shapes
+from octo_megatron.parallel.device import ON_CUDA
 
 SUPPORTED = ((0, 25), (0, 32))
 """vLLM releases that are let in: the tests run 0.32 on CPU; 0.25 is the first that the `gpu` extra takes."""
@@ -111,7 +112,15 @@ class Engine:
     With several processes every rank must construct its engine at the same time (vLLM makes process groups).
     """
 
-    def __init__(self, folder: Path, precision: str, max_model_len: int, max_num_seqs: int, seed: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        precision: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        seed: int = 0,
+        tensor_parallel_size: int = 1,
+    ):
         """Start with random weights; `load_weights` brings the real ones.
 
         Args:
@@ -119,6 +128,8 @@ class Engine:
             precision: fp32 or bf16.
             max_model_len: tokens of a prompt with its answer, at most.
             max_num_seqs: answers that grow side by side.
+            tensor_parallel_size: ranks (neighbours in the world) that hold one copy of the model together; all of
+                them must be asked the same.
 
         Raises:
             UserError: vLLM's version is not supported, or the model is not.
@@ -134,7 +145,10 @@ class Engine:
         self.max_model_len = max_model_len
         self.weight_version = -1
         _groups.join()
-        distributed = dist.is_initialized() and dist.get_world_size() > 1
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.copy, self.copies = rank // tensor_parallel_size, ranks // tensor_parallel_size
+        self.is_lead = rank % tensor_parallel_size == 0
+        distributed = ranks > 1
         with process_kept():
             # vLLM takes the size of the KV cache from this variable before it looks at its argument
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
@@ -144,7 +158,9 @@ class Engine:
                 dtype=_VLLM_DTYPES[precision],
                 load_format="dummy",
                 seed=seed,
-                enforce_eager=True,
+                enforce_eager=not ON_CUDA,
+                enable_sleep_mode=ON_CUDA,
+                tensor_parallel_size=tensor_parallel_size,
                 disable_log_stats=True,
                 skip_tokenizer_init=True,
                 max_logprobs=1,
@@ -165,11 +181,24 @@ class Engine:
             finalizer.detach()
 
     @classmethod
-    def of(cls, hf_config: dict[str, Any], precision: str, max_model_len: int, max_num_seqs: int) -> Engine:
+    def of(
+        cls,
+        hf_config: dict[str, Any],
+        precision: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        tensor_parallel_size: int = 1,
+    ) -> Engine:
         """An engine for a Hugging Face config that lies in no folder of its own."""
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(hf_config), encoding="utf-8")
-            return cls(Path(folder), precision, max_model_len, max_num_seqs)
+            return cls(
+                Path(folder),
+                precision,
+                max_model_len,
+                max_num_seqs,
+                tensor_parallel_size=tensor_parallel_size,
+            )
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """Continue token-id prompts; results in the order of `prompts`.
@@ -205,8 +234,34 @@ class Engine:
             ValueError: a tensor is missing, unknown or of another shape than the model's config says.
         """
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._checked(items)})
+        self.weights_written(version)
+
+    def live_parameters(self) -> dict[str, Tensor]:
+        """vLLM's own parameters on this rank, to be written in place; GPU only (on CPU they are packed away).
+
+        Call `weights_written` afterwards. A captured CUDA graph reads the same memory and needs nothing.
+        """
+        if not ON_CUDA:
+            raise RuntimeError("vLLM packs its weights on CPU and frees the parameters; use load_weights")
+        found: dict[str, Tensor] = {}
+        # in this process: the function and what it keeps are not serialised
+        self._llm.apply_model(lambda model: found.update(model.named_parameters()))
+        return {name: parameter.detach() for name, parameter in found.items()}
+
+    def weights_written(self, version: int) -> None:
+        """All live parameters were replaced: forget what the old ones computed."""
         self._reset_prefix_cache()
         self.weight_version = version
+
+    def sleep(self) -> None:
+        """Give the memory of weights and KV cache to the trainer; nothing to give on CPU. `wake` before `generate`."""
+        if ON_CUDA:
+            self._llm.sleep(level=2)
+
+    def wake(self) -> None:
+        """Take the memory back. The weights are garbage until a refit has written all of them."""
+        if ON_CUDA:
+            self._llm.wake_up()
 
     def close(self) -> None:
         """Give back the engine's memory, and vLLM's process groups with the last engine of the process.

@@ -61,15 +61,20 @@ def evaluate_greedy(
     world: World,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Greedy accuracy, mean length in tokens and share of cut answers; the problems are shared out over ranks.
+    """Greedy accuracy, mean length in tokens (of all, of right and of wrong answers) and share of cut answers.
+
+    The problems are shared out over ranks; a mean over no answers is 0.
 
     Collective.
     """
-    mine = solve(engine, tokenizer, problems[world.rank :: world.world_size], max_tokens, report=report)
-    answers = [answer for part in world.all_gather_object(mine) for answer in part]
+    mine = solve(engine, tokenizer, problems[engine.copy :: engine.copies], max_tokens, report=report)
+    shared = world.all_gather_object(mine if engine.is_lead else [])
+    answers = [answer for part in shared for answer in part]
     return {
         "accuracy": _mean([a.reward for a in answers]),
         "length": _mean([float(a.length) for a in answers]),
+        "length_right": _mean([float(a.length) for a in answers if a.reward > 0]),
+        "length_wrong": _mean([float(a.length) for a in answers if a.reward <= 0]),
         "truncated": _mean([float(not a.finished) for a in answers]),
     }
 
@@ -90,4 +95,4 @@ def longest_prompt(sets: Mapping[str, Sequence[Problem]], tokenizer: TextTokeniz
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else 0.0

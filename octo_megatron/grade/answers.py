@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from fractions import Fraction
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from octo_megatron.grade.quick import quick_verdict
 from octo_megatron.grade.verifier import Verifier
 
 _TEXT_LIMIT = 100_000
@@ -13,26 +15,30 @@ _TEXT_LIMIT = 100_000
 _ANSWER_LIMIT = 1_000
 """Characters of a marked answer; a longer one is wrong unseen."""
 _TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?|[+-]?\.\d+")
-_verifier = Verifier()
+_verifiers = [Verifier()]
 
 
 def grade(text: str, answer: str) -> float:
     """1.0 or 0.0. `answer`: the right one, without a mark. Neither format nor length counts.
 
-    Plain numbers are compared exactly and at once; everything else (fractions, LaTeX, sets, intervals) goes
-    to math-verify in a process of its own with limits, so a hostile answer costs its own reward and nothing
-    else.
+    What needs no computer algebra is compared at once (`quick`); everything else goes to math-verify in a process
+    of its own with limits, so a hostile answer costs its own reward and nothing else. Verdicts are remembered by
+    (marked answer, right answer).
     """
     found = marked_answer(text)
     if found is None or len(found) > _ANSWER_LIMIT:
         return 0.0
-    if found == answer.strip():
-        return 1.0
-    number, wanted = _number(found), _number(answer)
-    if number is not None and wanted is not None:
-        return float(number == wanted)
-    return _verified(found, answer)
+    return float(_verdict(found, answer))
+
+
+def grade_all(pairs: Sequence[tuple[str, str]], workers: int = 1) -> list[float]:
+    """`grade` of each (text, answer), with up to `workers` math-verify processes side by side."""
+    while len(_verifiers) < workers:
+        _verifiers.append(Verifier())
+    if workers == 1:
+        return [grade(text, answer) for text, answer in pairs]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda pair: grade(*pair), pairs))
 
 
 def marked_answer(text: str) -> str | None:
@@ -53,22 +59,13 @@ def marked_answer(text: str) -> str | None:
     return text[best[0] : best[1]].strip() if best else None
 
 
-@functools.lru_cache(maxsize=20_000)
-def _verified(found: str, answer: str) -> float:
-    return float(_verifier.equal(found, answer))
-
-
-def _number(text: str) -> Fraction | None:
-    r"""The exact value of a plain number: 30, -1,200, \$18.50, 3.0; None for anything else."""
-    plain = text.strip().replace("\\!", "").replace("\\,", "").replace("{,}", ",")
-    plain = (
-        plain.removeprefix("\\$")
-        .removeprefix("$")
-        .removesuffix("\\$")
-        .removesuffix("$")
-        .removesuffix(".")
-        .strip()
-    )
-    if len(plain) > 100 or not _NUMBER.fullmatch(plain) or not plain.isascii():
-        return None
-    return Fraction(plain.replace(",", ""))
+@functools.lru_cache(maxsize=50_000)
+def _verdict(found: str, answer: str) -> bool:
+    if found == answer.strip():
+        return True
+    quick = quick_verdict(found, answer)
+    if quick is not None:
+        return quick
+    # whichever: each has a lock of its own
+    verifier = _verifiers[hash((found, answer)) % len(_verifiers)]
+    return verifier.equal(found, answer)

@@ -21,7 +21,15 @@ from octo_megatron.model.slots import check_names, slots, tensor_shapes
 
 from megatron.core import parallel_state
 
-__all__ = ["check_names", "export_weights", "import_weights", "merge", "split", "tensor_shapes"]
+__all__ = [
+    "check_names",
+    "export_weights",
+    "import_weights",
+    "merge",
+    "split",
+    "table_parameters",
+    "tensor_shapes",
+]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
@@ -80,6 +88,11 @@ def import_weights(
             ]
             for target in targets:
                 target.copy_(merge(slot.row.kind, parts, shape, rank, size, target.shape[0]))
+
+
+def table_parameters(models: list[torch.nn.Module], hf_config: dict[str, Any]) -> dict[str, Tensor]:
+    """This rank's parameters under the names of the family's table, layers counted over the whole model."""
+    return _parameters(models, hf_config)
 
 
 def _parameters(models: list[torch.nn.Module], hf_config: dict[str, Any]) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, load_lineage, to_plain
@@ -173,11 +176,24 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def read_rollouts(node: NodeRecord) -> list[tuple[int, list[dict[str, Any]]]]:
     """[(step, rows)] of the first and of the last step that left rollouts; one entry if they are the same."""
-    files = sorted((node.folder / "rollouts").glob("step_*.jsonl"), key=_step_of)
+    files = sorted((node.folder / "rollouts").glob("step_*.jsonl.zst"), key=_step_of)
     chosen = files[:1] + files[1:][-1:]
-    return [(_step_of(path), _rows(path)) for path in chosen]
+    return [(_step_of(path), compressed_rows(path)) for path in chosen]
+
+
+def compressed_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl.zst file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with zstandard.open(path, "rt", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+            return [json.loads(line) for line in file]
+    except (zstandard.ZstdError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it and run again") from error
 
 
 def _step_of(path: Path) -> int:
-    digits = path.stem.removeprefix("step_")
+    digits = path.name.split(".")[0].removeprefix("step_")
     return int(digits) if digits.isdigit() else -1

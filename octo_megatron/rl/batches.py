@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.model.batch import Document, PackedBatch, length_multiples, pack
-from octo_megatron.rl.losses import ADVANTAGE, ENGINE, OLD
+from octo_megatron.rl.losses import ADVANTAGE, ENGINE, LENGTH, OLD, SEGMENT, WEIGHT
 from octo_megatron.rl.rollout import Sample
 
 
@@ -51,9 +52,28 @@ def bins(lengths: Sequence[int], capacity: int, multiple: int) -> list[list[int]
         count += 1
 
 
+@dataclass(frozen=True)
+class Target:
+    """What an update is to do with one answer."""
+
+    advantage: float | Tensor
+    """One for the whole answer, or one a token, float32 [answer]."""
+    weight: float = 1.0
+    """Of each of its tokens (losses/aggregate.py)."""
+
+
+def planned(samples: Sequence[Sample], capacity: int, layout: ParallelConfig, size: int) -> list[list[int]]:
+    """Which samples share a micro-batch; data-parallel rank r of `size` runs every size-th from the r-th on."""
+    per_document, _ = length_multiples(layout)
+    lengths = [-(-_length(s) // per_document) * per_document for s in samples]
+    # the interleaved pipeline schedule runs micro-batches in rounds of its stages
+    rounds = layout.pipeline_model_parallel_size if layout.virtual_pipeline_model_parallel_size > 1 else 1
+    return [sorted(members) for members in bins(lengths, capacity, size * rounds)]
+
+
 def micro_batches(
     samples: Sequence[Sample],
-    advantages: Sequence[float],
+    targets: Sequence[Target],
     capacity: int,
     layout: ParallelConfig,
     rank: int,
@@ -65,35 +85,52 @@ def micro_batches(
         samples: all answers of the update, the same list on every rank.
         capacity: tokens of a micro-batch at the most (`micro_batch_tokens`).
     """
-    per_document, _ = length_multiples(layout)
-    lengths = [-(-_length(s) // per_document) * per_document for s in samples]
-    # the interleaved pipeline schedule runs micro-batches in rounds of its stages
-    rounds = layout.pipeline_model_parallel_size if layout.virtual_pipeline_model_parallel_size > 1 else 1
-    found = bins(lengths, capacity, size * rounds)
-    documents = [document(s, a) for s, a in zip(samples, advantages, strict=True)]
+    found = planned(samples, capacity, layout, size)
+    documents = [document(s, t) for s, t in zip(samples, targets, strict=True)]
     out = []
     for members in found[rank::size]:
-        chosen = [documents[i] for i in sorted(members)]
+        chosen = [documents[i] for i in members]
+        for number, part in enumerate(chosen):
+            part.extras[SEGMENT] = torch.full_like(part.loss_mask, number)
         # a rank without work runs any one answer with nothing counted: all ranks must take part
         idle = replace(documents[0], loss_mask=torch.zeros_like(documents[0].loss_mask))
         out.append(pack(chosen or [idle], layout))
     return out
 
 
-def document(sample: Sample, advantage: float) -> Document:
+def document(sample: Sample, target: Target) -> Document:
     """Prompt and answer as one attention span; only the answer's tokens count."""
     ids = torch.tensor(sample.prompt_ids + sample.token_ids)
     prompt, answer = len(sample.prompt_ids), len(sample.token_ids)
     mask = torch.zeros(prompt + answer - 1)
     mask[prompt - 1 :] = 1.0
-    engine = torch.zeros_like(mask)
-    engine[prompt - 1 :] = torch.tensor(sample.logprobs)
-    return Document(
-        tokens=ids[:-1],
-        labels=ids[1:],
-        loss_mask=mask,
-        extras={ADVANTAGE: mask * advantage, ENGINE: engine, OLD: torch.zeros_like(mask)},
-    )
+
+    def placed(values: float | Tensor) -> Tensor:
+        out = torch.zeros_like(mask)
+        out[prompt - 1 :] = values
+        return out
+
+    extras = {
+        ADVANTAGE: placed(target.advantage),
+        ENGINE: placed(torch.tensor(sample.logprobs)),
+        OLD: torch.zeros_like(mask),
+        WEIGHT: placed(target.weight),
+        LENGTH: placed(float(answer)),
+        SEGMENT: torch.zeros_like(mask),
+    }
+    return Document(tokens=ids[:-1], labels=ids[1:], loss_mask=mask, extras=extras)
+
+
+def by_sample(batches: Sequence[PackedBatch], values: Sequence[Tensor]) -> list[list[float]]:
+    """Values a token, [1, t] a batch, cut into the answers of this rank's batches in their order."""
+    out = []
+    for batch, value in zip(batches, values, strict=True):
+        row, mask = value[0].cpu(), batch.loss_mask[0] > 0
+        for first, stop in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+            answer = row[first:stop][mask[first:stop]]
+            if len(answer):
+                out.append(answer.tolist())
+    return out
 
 
 def _length(sample: Sample) -> int:

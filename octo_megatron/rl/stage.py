@@ -1,8 +1,7 @@
-"""The RL stage: GRPO from the parent's weights, resumable, with accuracy before and after."""
+"""The RL stage: from the parent's weights, resumable in every phase, validated on the way."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from octo_megatron.checkpoint import store
@@ -17,26 +16,28 @@ from octo_megatron.config.run_folder import (
     read_json,
     read_json_lines,
     write_json,
-    write_text,
 )
 from octo_megatron.config.schema import RLNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.data.problems import Problem, load_problems
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.engine.refit.pieces import EngineLayout
+from octo_megatron.engine.refit.refit import Refit
 from octo_megatron.engine.vllm_engine import Engine
-from octo_megatron.evaluate.solve import evaluate_greedy, longest_prompt
+from octo_megatron.evaluate.solve import longest_prompt
 from octo_megatron.parallel import world as worlds
-from octo_megatron.rl.rollout import Sample
-from octo_megatron.rl.step import Learner
+from octo_megatron.parallel.world import World
+from octo_megatron.rl.records import StepRecords
+from octo_megatron.rl.reference import Reference
+from octo_megatron.rl.rewards import Rewarder
+from octo_megatron.rl.step import Learner, Position
+from octo_megatron.rl.update import Updater
+from octo_megatron.rl.watch import Evaluation, Watch
 from octo_megatron.train.megatron import MegatronTrainer
 from octo_megatron.train.phases import Phases
 
-_GROUPS_SHOWN = 8
-"""Groups of each step whose answers are written out for people to read."""
 _AT_ONCE = 128
 """Answers that grow side by side in one engine, at most."""
-
-Evaluation = dict[str, dict[str, float]]
 
 
 def run(ctx: NodeContext) -> None:
@@ -59,64 +60,87 @@ def run(ctx: NodeContext) -> None:
         world,
         compute=lineage.compute_of(ctx.name),
     )
-    facts = _begin(ctx, node, trainer)
+    facts, reference = _begin(ctx, node, trainer)
     step, elsewhere = int(facts["step"]), dict(facts["seconds"])
-    answers = -(-node.prompts_per_step // world.world_size) * node.samples_per_prompt
+    engine_layout = _engine_layout(ctx.name, node, world)
+    answers = -(-node.prompts_per_step // engine_layout.data_parallel_size) * node.samples_per_prompt
     engine = Engine.of(
         hf_config,
         lineage.dtype_of(ctx.name),
         prompt_tokens + node.max_response_tokens,
         min(answers, _AT_ONCE),
+        engine_layout.tensor_parallel_size,
     )
+    refit = Refit(hf_config, layout, engine_layout, trainer.config.params_dtype, node.engine.proof_interval)
+    records = StepRecords(ctx.folder.root, world)
+    rewarder = Rewarder(ctx.name, node, problems, world, lineage.threads)
+    updater = Updater(ctx.name, node, lineage.seed, trainer, reference)
+    position = Position(int(facts["weight_version"]), int(facts["prompts"]))
     learner = Learner(
-        ctx.name, node, lineage.seed, trainer, engine, tokenizer, problems, int(facts["weight_version"])
+        node, lineage.seed, trainer, engine, tokenizer, problems, rewarder, updater, records, position, refit
     )
     metrics = MetricsFile(ctx.folder.metrics, step, world.is_first)
+    watch = Watch(ctx, node, engine, tokenizer, tests, world, progress)
     phases.mark("start")
 
-    def evaluate(when: str) -> Evaluation:
-        def report(done: int, total: int) -> None:
-            progress.update(f"evaluate {when}", done, total)
-
-        return {
-            name: evaluate_greedy(engine, tokenizer, test, node.max_response_tokens, world, report)
-            for name, test in tests.items()
-        }
-
-    before = facts["evaluation_before"] if step else evaluate("before")
+    before = watch.before()
     phases.mark("evaluate")
-    while step < node.steps:
-        row, samples = learner.step(step + 1)
+    stopped = watch.collapsed(step)
+    while step < node.steps and not stopped:
+        row = learner.step(step + 1)
         step += 1
         phases.mark("steps")
+        validate = node.validation_interval and step % node.validation_interval == 0
+        if validate:
+            row |= watch.validate(step)
+            phases.mark("evaluate")
         metrics.write(row)
-        if world.is_first:
-            _show(ctx, step, samples[: _GROUPS_SHOWN * node.samples_per_prompt], problems)
         progress.update("rl", step, node.steps, reward=row["reward"], response_length=row["response_length"])
-        if step == node.steps or (node.checkpoint_interval and step % node.checkpoint_interval == 0):
+        stopped = watch.collapsed(step)
+        due = node.checkpoint_interval and step % node.checkpoint_interval == 0
+        if due or step == node.steps or stopped or (validate and watch.is_best(step)):
             state = {
                 "kind": "rl",
                 "step": step,
-                "weight_version": learner.updates,
-                "evaluation_before": before,
+                "weight_version": learner.position.updates,
+                "prompts": learner.position.prompts,
                 "seconds": _added(elsewhere, phases),
                 "lr": node.lr,
                 "hf_config": hf_config,
                 "config_digest": digest(to_plain(node)),
             }
-            store.save(store.step_folder(ctx.folder.checkpoints, step), trainer, state, node.keep_checkpoints)
+            folder = store.step_folder(ctx.folder.checkpoints, step)
+            store.save(folder, trainer, state, node.keep_checkpoints)
+            watch.saved(step, folder)
+            records.covered(step)
             phases.mark("checkpoint")
 
-    after = evaluate("after")
+    after = watch.evaluate("after")
     phases.mark("evaluate")
     sha256 = weights_sha256(trainer.chunks, hf_config)
     metrics.close()
     if world.is_first:
         result = _result(ctx, node, {"before": before, "after": after}, _added(elsewhere, phases))
-        write_json(ctx.folder.done, {**result, "weights_sha256": sha256})
+        extra = {"stopped": stopped} if stopped else {}
+        write_json(ctx.folder.done, {**result, "step": step, **extra, "weights_sha256": sha256})
+    rewarder.close()
     engine.close()
     world.barrier()
     world.stop()
+
+
+def _engine_layout(name: str, node: RLNode, world: World) -> EngineLayout:
+    """Copies of the engine over all ranks.
+
+    Raises:
+        UserError: the engine's tensor-parallel size does not divide the ranks.
+    """
+    size = node.engine.tensor_parallel_size
+    if world.world_size % size:
+        raise UserError(
+            f"nodes.{name}.engine.tensor_parallel_size {size} does not divide the node's {world.world_size} processes"
+        )
+    return EngineLayout(size, world.world_size // size)
 
 
 def _prompt_tokens(
@@ -140,33 +164,25 @@ def _prompt_tokens(
     return max(longest, longest_prompt(tests, tokenizer)[0])
 
 
-def _begin(ctx: NodeContext, node: RLNode, trainer: MegatronTrainer) -> dict[str, Any]:
-    """Load the node's own newest checkpoint, else the parent's weights under a fresh optimizer."""
+def _begin(
+    ctx: NodeContext, node: RLNode, trainer: MegatronTrainer
+) -> tuple[dict[str, Any], Reference | None]:
+    """Load the node's own newest checkpoint, else the parent's weights under a fresh optimizer.
+
+    Where the config measures a distance from the parent's weights, they are read as well.
+    """
     own = store.latest(ctx.folder.checkpoints)
+    checkpoint = parent_checkpoint(ctx) if own is None or node.needs_reference else None
+    facts: dict[str, Any] = {"step": 0, "weight_version": 0, "prompts": 0, "seconds": {}}
     if own is not None:
-        return store.load(own, trainer)
-    store.load(parent_checkpoint(ctx), trainer, optimizer=False)
-    return {"step": 0, "weight_version": 0, "seconds": {}}
-
-
-def _show(ctx: NodeContext, step: int, samples: list[Sample], problems: list[Problem]) -> None:
-    """Some answers of the step, for people to read."""
-    lines = [
-        json.dumps(
-            {
-                "prompt": problems[s.problem].prompt,
-                "text": s.text,
-                "answer": problems[s.problem].answer,
-                "reward": s.reward,
-                "tokens": len(s.token_ids),
-                "finished": s.finished,
-                "weight_version": s.weight_version,
-            },
-            ensure_ascii=False,
-        )
-        for s in samples
-    ]
-    write_text(ctx.folder.root / "rollouts" / f"step_{step:05d}.jsonl", "\n".join(lines) + "\n")
+        facts = store.load(own, trainer)
+    else:
+        assert checkpoint is not None
+        store.load(checkpoint, trainer, optimizer=False)
+    if not node.needs_reference:
+        return facts, None
+    assert checkpoint is not None
+    return facts, Reference(trainer, checkpoint)
 
 
 def _added(elsewhere: dict[str, float], phases: Phases) -> dict[str, float]:
@@ -185,7 +201,6 @@ def _result(
     return {
         "kind": "rl",
         "parent": node.parent,
-        "step": node.steps,
         "evaluation": evaluation,
         "generated_tokens": sum(row["generated_tokens"] for row in rows),
         "trained_tokens": sum(row["trained_tokens"] for row in rows),

@@ -1,174 +1,176 @@
-"""One RL step: sample, compare engine and trainer, update, push the new weights into the engine."""
+"""One RL step: sample, reward, update, push the new weights into the engine; each phase leaves a record."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import RLNode
 from octo_megatron.data.problems import Problem
 from octo_megatron.data.tokenizer import TextTokenizer
-from octo_megatron.engine.seeds import sample_seed
+from octo_megatron.engine.refit.refit import Refit
+from octo_megatron.engine.refit.transfer import Report
 from octo_megatron.engine.vllm_engine import Engine
-from octo_megatron.model.batch import PackedBatch
-from octo_megatron.model.hf_weights import export_weights
-from octo_megatron.rl.advantages import group_normalised
-from octo_megatron.rl.batches import micro_batches, mini_batches
-from octo_megatron.rl.losses import ENGINE, OLD, ClippedLoss
-from octo_megatron.rl.rollout import Sample, roll_out
+from octo_megatron.parallel.device import ON_CUDA
+from octo_megatron.rl.figures import answer_figures, idle_share
+from octo_megatron.rl.records import StepRecords, shown
+from octo_megatron.rl.rewards import Rewarder, Rewards, rewarded, score
+from octo_megatron.rl.rollout import Answers, Sample, drawn, sample_answers
+from octo_megatron.rl.update import Updater
 from octo_megatron.train.megatron import MegatronTrainer
 
 
 @dataclass(frozen=True)
-class Gap:
-    """|engine - trainer| log-probability of sampled tokens, over all ranks."""
+class Position:
+    """Where in its streams a run stands between two steps."""
 
-    max: float
-    mean: float
-    tokens: int
-    beyond: int
-    """Tokens beyond the node's limit."""
+    updates: int = 0
+    """Optimizer updates behind the trainer's weights; their version in the engine too."""
+    prompts: int = 0
+    """Prompts drawn."""
 
-    def too_large(self, limit: float, outliers: float) -> bool:
-        """Whether engine and trainer hold different weights, as far as a limit can tell.
 
-        `outliers`: share of tokens that rounding may move past the limit (at least one token where it is above
-        0), none of them beyond ten times the limit. 0: no token may.
-        """
-        if outliers == 0:
-            return self.beyond > 0
-        return self.beyond > max(1, int(self.tokens * outliers)) or self.max > 10 * limit
+@dataclass
+class _Collected:
+    """A step's graded answers, whole groups."""
+
+    samples: list[Sample]
+    prompts: int = 0
+    rounds: int = 0
+    generated_tokens: int = 0
+    seconds_rollout: float = 0.0
+    seconds_grade: float = 0.0
+    idle: float = 0.0
 
 
 class Learner:
-    """Trainer and engine of this rank, and how many updates the weights have seen."""
+    """Trainer and engine of this rank, and how far they are."""
 
     def __init__(
         self,
-        name: str,
         node: RLNode,
         seed: int,
         trainer: MegatronTrainer,
         engine: Engine,
         tokenizer: TextTokenizer,
         problems: Sequence[Problem],
-        updates: int,
+        rewarder: Rewarder,
+        updater: Updater,
+        records: StepRecords,
+        position: Position,
+        refit: Refit,
     ):
-        """`updates`: optimizer updates behind the trainer's weights; their version in the engine too."""
-        self.name, self.node, self.seed, self.updates = name, node, seed, updates
+        self.node, self.seed, self.position = node, seed, position
         self.trainer, self.engine, self.tokenizer, self.problems = trainer, engine, tokenizer, problems
-        self.world = trainer.world
+        self.rewarder, self.updater, self.records, self.world = rewarder, updater, records, trainer.world
+        self._refit = refit
         self.refit()
 
-    def refit(self) -> None:
+    def refit(self) -> Report:
         """The trainer's weights into every rank's engine, under their version. Collective."""
-        self.engine.load_weights(export_weights(self.trainer.chunks, self.trainer.hf_config), self.updates)
+        return self._refit.run(self.trainer.chunks, self.engine, self.position.updates)
 
-    def step(self, step: int) -> tuple[dict[str, Any], list[Sample]]:
-        """One step (counted from 1). Returns the row for metrics.jsonl and all its samples. Collective.
+    def step(self, step: int) -> dict[str, Any]:
+        """One step (counted from 1). Returns the row for metrics.jsonl. Collective.
 
         Raises:
-            UserError: engine and trainer disagree by more than the node's limit.
+            UserError: engine and trainer disagree by more than the node's limits.
         """
-        began = time.perf_counter()
-        node = self.node
-        rollout = roll_out(self.engine, self.tokenizer, self.problems, node, self.seed, step, self.world)
-        samples, sampled = rollout.samples, time.perf_counter()
-        stale = [s.weight_version for s in samples if s.weight_version != self.updates]
-        if stale:
-            raise RuntimeError(
-                f"step {step}: samples of weight version {stale[0]}, the trainer is at {self.updates}"
-            )
-        advantages = group_normalised([s.reward for s in samples], node.samples_per_prompt).tolist()
-        # answers of a group without contrast have no advantage: their gradient is exactly zero
-        live = [i for i, a in enumerate(advantages) if a != 0.0]
-        trained = self._train(step, samples, advantages, live)
+        began, node = time.perf_counter(), self.node
+        collected = self._collect(step)
+        self.engine.sleep()
+        sampled = time.perf_counter()
+        update = self.updater.run(step, collected.samples)
+        self.position = Position(
+            self.position.updates + update.updates, self.position.prompts + collected.prompts
+        )
         learned = time.perf_counter()
-        if live:
-            self.refit()
+        self.engine.wake()
+        # on GPU a sleeping engine has lost its weights, also where nothing was learned
+        report = self.refit() if update.updates or ON_CUDA else Report()
         ended = time.perf_counter()
+        groups = {i // node.samples_per_prompt for i in update.live}
         row = {
             "step": step,
-            "reward": _mean([s.reward for s in samples]),
-            "response_length": _mean([len(s.token_ids) for s in samples]),
-            "truncated": _mean([not s.finished for s in samples]),
-            **trained,
-            "weight_version": self.updates,
-            "generated_tokens": sum(len(s.token_ids) for s in samples),
-            "live_groups": len({i // node.samples_per_prompt for i in live}) / node.prompts_per_step,
+            **answer_figures(update.samples, node.samples_per_prompt),
+            **update.row,
+            "weight_version": self.position.updates,
+            "prompts": self.position.prompts,
+            "rounds": collected.rounds,
+            "generated_tokens": collected.generated_tokens,
+            "live_groups": len(groups) * node.samples_per_prompt / len(update.samples),
+            "max_response_tokens": node.response_tokens(step),
             "seconds": ended - began,
-            "seconds_rollout": sampled - began - rollout.seconds_grade,
-            "seconds_grade": rollout.seconds_grade,
+            "seconds_rollout": collected.seconds_rollout,
+            "seconds_grade": collected.seconds_grade,
             "seconds_train": learned - sampled,
             "seconds_refit": ended - learned,
+            "seconds_refit_proof": report.seconds_proof,
+            "refit_bytes_moved": report.bytes_received,
+            "refit_bytes": report.bytes_received + report.bytes_local,
+            "seconds_idle": collected.idle,
         }
-        return row, samples
+        row["tokens_per_second_rollout"] = row["generated_tokens"] / max(1e-9, row["seconds_rollout"])
+        row["tokens_per_second_train"] = row["trained_tokens"] / max(1e-9, row["seconds_train"])
+        mine = [self.problems[s.problem] for s in update.samples]
+        people = shown(update.samples, [p.prompt for p in mine], [p.answer for p in mine])
+        self.records.finished(step, row, people)
+        return row
 
-    def _train(
-        self, step: int, samples: list[Sample], advantages: list[float], live: list[int]
-    ) -> dict[str, float]:
-        """The trainer's own log-probabilities, the check against the engine's, then the updates."""
-        node = self.node
-        keys = [sample_seed(self.seed, "rl order", step, i) for i in live]
-        updates = [
-            self._batches(samples, advantages, part)
-            for part in mini_batches(live, node.updates_per_step, keys)
-        ]
-        # with nothing to train on, one group still shows whether engine and trainer agree
-        shown = updates or [self._batches(samples, advantages, list(range(node.samples_per_prompt)))]
-        gap = self._compare(step, [batch for batches in shown for batch in batches])
-        loss, sums, norms = ClippedLoss.of(node), {"loss_sum": 0.0, "tokens": 0.0, "clipped": 0.0}, []
-        for batches in updates:
-            result = self.trainer.train_step(batches, loss, node.lr)
-            norms.append(result.grad_norm)
-            sums = {name: value + result.sums[name] for name, value in sums.items()}
-        self.updates += len(updates)
-        tokens = max(1.0, sums["tokens"])
-        return {
-            "loss": sums["loss_sum"] / tokens,
-            "grad_norm": _mean(norms) if norms else 0.0,
-            "logprob_gap_max": gap.max,
-            "logprob_gap_mean": gap.mean,
-            "trained_tokens": int(sums["tokens"]),
-            "clip_share": sums["clipped"] / tokens,
-        }
+    def _collect(self, step: int) -> _Collected:
+        """Graded answers to the step's prompts, from the records of a killed process where it left some.
 
-    def _batches(self, samples: list[Sample], advantages: list[float], part: list[int]) -> list[PackedBatch]:
-        return micro_batches(
-            [samples[i] for i in part],
-            [advantages[i] for i in part],
-            self.node.micro_batch_tokens,
-            self.trainer.layout,
-            self.world.data_parallel_rank,
-            self.world.data_parallel_size,
-        )
+        With dynamic sampling (DAPO, Yu et al., arXiv 2503.14476, section 3.2) only groups with contrast count, and
+        further prompts are drawn until there are enough or the rounds are used up. A step in which nothing has
+        contrast keeps its last groups, so that engine and trainer are still compared.
+        """
+        node, size = self.node, self.node.samples_per_prompt
+        out, kept = _Collected([]), []
+        while True:
+            answers, rewards = self._round(step, out.rounds, out.prompts)
+            samples = [rewarded(s, p) for s, p in zip(answers.samples, rewards.parts, strict=True)]
+            out.rounds, out.prompts = out.rounds + 1, out.prompts + node.prompts_per_step
+            out.generated_tokens += sum(len(s.token_ids) for s in samples)
+            out.seconds_rollout += max(answers.seconds)
+            out.seconds_grade += rewards.seconds
+            out.idle += idle_share(answers.seconds) * max(answers.seconds)
+            groups = [samples[i : i + size] for i in range(0, len(samples), size)]
+            if not node.dynamic_sampling_rounds:
+                kept = groups
+                break
+            kept += [group for group in groups if len({score(s) for s in group}) > 1]
+            if len(kept) >= node.prompts_per_step or out.rounds > node.dynamic_sampling_rounds:
+                kept = kept or groups
+                break
+        out.samples = [s for group in kept[: node.prompts_per_step] for s in group]
+        return out
 
-    def _compare(self, step: int, batches: list[PackedBatch]) -> Gap:
-        """Write the trainer's log-probabilities into the batches and hold them against the engine's."""
-        limit = self.node.logprob_gap_limit
-        highest, total, count, beyond = 0.0, 0.0, 0, 0
-        for batch, found in zip(batches, self.trainer.logprobs(batches), strict=True):
-            batch.extras[OLD] = found.cpu() * batch.loss_mask
-            apart = (batch.extras[OLD] - batch.extras[ENGINE]).abs().nan_to_num(nan=math.inf)
-            highest = max(highest, float(apart.max()))
-            total, count = total + float(apart.double().sum()), count + int(batch.loss_mask.sum())
-            beyond += int((apart > limit).sum())
-        parts = self.world.all_gather_object((highest, total, count, beyond))
-        highest, tokens = max(p[0] for p in parts), sum(p[2] for p in parts)
-        gap = Gap(highest, sum(p[1] for p in parts) / max(1, tokens), tokens, sum(p[3] for p in parts))
-        if gap.too_large(limit, self.node.logprob_gap_outliers):
-            raise UserError(
-                f"node {self.name}, step {step}: engine and trainer disagree by {gap.max:.3g} (mean {gap.mean:.3g}) "
-                f"in the log-probability of a sampled token, {gap.beyond} of {gap.tokens} tokens are beyond the limit "
-                f"of {limit:g}; the weights in the engine are not the trainer's, or raise "
-                f"nodes.{self.name}.logprob_gap_limit (bf16: about 0.5)"
+    def _round(self, step: int, round_: int, place: int) -> tuple[Answers, Rewards]:
+        """One round of prompts, answered and graded."""
+        node, records, world = self.node, self.records, self.world
+        first = self.position.prompts + place
+        chosen = drawn(len(self.problems), self.seed, first, node.prompts_per_step)
+        records.drawn(step, round_, chosen, first)
+        answers = records.answers(step, round_)
+        if answers is None:
+            answers = sample_answers(
+                self.engine, self.tokenizer, self.problems, chosen, place, node, self.seed, step, world
             )
-        return gap
+            self._check_version(step, answers.samples)
+            records.keep_answers(step, round_, answers)
+        recorded = records.rewards(step, round_)
+        if recorded is not None:
+            return answers, Rewards(**recorded)
+        rewards = self.rewarder(answers.samples, step)
+        records.keep_rewards(step, round_, dataclasses.asdict(rewards))
+        return answers, rewards
 
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    def _check_version(self, step: int, samples: Sequence[Sample]) -> None:
+        stale = [s.weight_version for s in samples if s.weight_version != self.position.updates]
+        if stale:
+            raise RuntimeError(
+                f"step {step}: samples of weight version {stale[0]}, the trainer is at {self.position.updates}"
+            )

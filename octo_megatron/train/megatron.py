@@ -18,6 +18,7 @@ from octo_megatron.config.schema import ComputeConfig, OptimizerConfig, Parallel
 from octo_megatron.config.schema.precision import fp8_recipe, is_fp8
 from octo_megatron.model.batch import PackedBatch, context_indices, length_multiples, slice_for_context_rank
 from octo_megatron.model.build import build_model, transformer_config
+from octo_megatron.model.vocab_parallel import ENTROPY, logprobs_and_entropy
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
 from octo_megatron.parallel.world import World
 
@@ -165,6 +166,7 @@ class MegatronTrainer:
         lr: float,
         verdict: Verdict | None = None,
         local: Callable[[], dict[str, float]] | None = None,
+        entropy: bool = False,
     ) -> StepResult:
         """Forward, backward, one AdamW step at rate `lr`.
 
@@ -176,6 +178,7 @@ class MegatronTrainer:
                 reads the norm on the host before every update (`get_grad_norm_fp32` ends in `.item()`), and the loss
                 comes in the same read.
             local: figures of this rank, asked for after the backward pass and added over all ranks into `sums`.
+            entropy: the loss finds the entropy of each token's distribution in `extras[ENTROPY]`.
 
         Raises:
             FloatingPointError: without a `verdict`, the gradient is not finite; nothing was updated.
@@ -184,7 +187,7 @@ class MegatronTrainer:
         for model in self.models:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        figures = self._run(batches, loss, forward_only=False)
+        figures = self._run(batches, loss, forward_only=False, entropy=entropy)
         names, values = self._add_up(figures, loss, local() if local else {})
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
@@ -242,7 +245,7 @@ class MegatronTrainer:
         return [value[:, : b.length] for value, b in zip(found, batches, strict=True)]
 
     def _run(
-        self, batches: Sequence[PackedBatch], loss: TokenLoss, forward_only: bool
+        self, batches: Sequence[PackedBatch], loss: TokenLoss, forward_only: bool, entropy: bool = False
     ) -> list[dict[str, Tensor]]:
         """Megatron's schedule over the micro-batches; the figures of each, on the last pipeline stage only."""
         context, rank = self.layout.context_parallel_size, parallel_state.get_context_parallel_rank()
@@ -259,12 +262,17 @@ class MegatronTrainer:
                 max_seqlen_q=batch.max_seqlen,
                 max_seqlen_kv=batch.max_seqlen,
             )
-            output = model(
-                batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=params
-            )
+            # without labels the last stage returns its columns of the logits
+            labels = None if entropy else batch.labels
+            output = model(batch.tokens, batch.position_ids, None, labels=labels, packed_seq_params=params)
 
             def reduce(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                total, tokens, figures = loss(-output.float(), batch)
+                if entropy:
+                    group = parallel_state.get_tensor_model_parallel_group()
+                    found, batch.extras[ENTROPY] = logprobs_and_entropy(output, batch.labels, group)
+                else:
+                    found = -output.float()
+                total, tokens, figures = loss(found, batch)
                 with torch.no_grad():
                     figures = {"loss_sum": total.detach(), "tokens": tokens.detach().float(), **figures}
                 return total, tokens.int(), figures

@@ -1,66 +1,21 @@
 """The RL and evaluate stages as the launcher starts them, on a model that has half learned its task."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
-
-from octo_megatron.lineage.launch import ProcessGroup, environment, machine_has_gpu
+from rl_runs import copy, make_run, rows, shown, start, wait
 
 pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
 pytestmark = pytest.mark.slow
-
-MAKE = Path(__file__).with_name("rl_tiny_run.py")
-TIMES = {"seconds", "seconds_rollout", "seconds_grade", "seconds_train", "seconds_refit"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A run whose node `base` is trained."""
-    root = tmp_path_factory.mktemp("rl") / "run"
-    env = {**os.environ, **environment(1, machine_has_gpu()), "RANK": "0", "WORLD_SIZE": "1"}
-    done = subprocess.run([sys.executable, str(MAKE), str(root)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return root
-
-
-def copy(made: Path, to: Path, **changes) -> Path:
-    """The run again, with fields of node `rl` changed."""
-    shutil.copytree(made, to)
-    lineage = yaml.safe_load((to / "lineage.yaml").read_text())
-    lineage["nodes"]["rl"] |= changes
-    (to / "lineage.yaml").write_text(yaml.safe_dump(lineage))
-    return to
-
-
-def start(root: Path, node: str, processes: int = 1) -> ProcessGroup:
-    command = ["-m", "octo_megatron.lineage.worker", str(root), node]
-    return ProcessGroup(command, processes, root / "log.txt", environment(1, machine_has_gpu()))
-
-
-def wait(group: ProcessGroup, root: Path, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not group.finished() and group.failure() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    failure, late = group.failure(), not group.finished()
-    group.end()
-    assert failure is None and not late, (root / "log.txt").read_text()[-3000:]
-
-
-def rows(root: Path) -> list[dict]:
-    lines = (root / "nodes/rl/metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def shown(root: Path) -> list[str]:
-    return [p.read_text() for p in sorted((root / "nodes/rl/rollouts").glob("step_*.jsonl"))]
+    return make_run(tmp_path_factory.mktemp("rl") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -84,27 +39,6 @@ def test_it_runs_learns_and_reports(undisturbed):
     assert {row["weight_version"] for row in first} == {0}
     assert {row["reward"] for row in first} == {0.0, 1.0}
     assert all(row["reward"] == float(f"boxed{{{row['answer']}}}" in row["text"]) for row in first)
-
-
-@pytest.mark.parametrize("steps_before_the_kill", [1, 3])
-def test_killed_and_started_again_it_ends_in_the_same_weights(
-    made, undisturbed, tmp_path, steps_before_the_kill
-):
-    root = copy(made, tmp_path / "run")
-    group, metrics = start(root, "rl"), root / "nodes/rl/metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (metrics.is_file() and metrics.read_text().count("\n") >= steps_before_the_kill):
-        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
-        time.sleep(0.005)
-    os.kill(group._processes[0].pid, signal.SIGKILL)
-    group.end()
-    assert not (root / "nodes/rl/done.json").exists()
-    wait(start(root, "rl"), root)
-    assert rows(root) == rows(undisturbed)
-    assert shown(root) == shown(undisturbed)
-    a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
-    for same in ("weights_sha256", "evaluation", "generated_tokens", "trained_tokens"):
-        assert a[same] == b[same]
 
 
 @pytest.mark.parametrize(

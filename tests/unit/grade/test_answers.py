@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import pytest
@@ -90,12 +91,12 @@ def test_hostile_answers_cost_their_own_reward_only():
 
 
 def test_a_verifier_that_dies_is_started_again():
-    assert grade(r"\boxed{\frac{6}{2}}", "3.0") == 1.0
-    process = answers._verifier._process
-    assert process is not None
-    process.kill()
-    process.wait()
-    assert grade(r"\boxed{\frac{8}{2}}", "4.0") == 1.0
+    assert grade(r"\boxed{x+6}", "6+x") == 1.0
+    pid = answers._verifiers[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert grade(r"\boxed{x+8}", "8+x") in (0.0, 1.0)  # its own reward at most
+    assert grade(r"\boxed{x+9}", "9+x") == 1.0
 
 
 def test_plain_numbers_are_quick():

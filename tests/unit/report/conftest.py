@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 LINEAGE = """\
 name: small
@@ -71,6 +72,12 @@ class RunWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
+    def compressed(self, path: str, rows: list[dict[str, Any]]) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        target.write_bytes(zstandard.ZstdCompressor().compress(text.encode()))
+
     def json(self, path: str, value: Any) -> None:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,7 @@ class RunWriter:
         for step in (1, len(rewards)):
             answer = {"prompt": "Question: 1+1=?\nAnswer:", "text": "<script>alert(1)</script> \\boxed{2}",
                       "answer": "2", "reward": 1.0, "weight_version": step}  # fmt: skip
-            self.lines(f"nodes/{name}/rollouts/step_{step:06d}.jsonl", [answer] * 3)
+            self.compressed(f"nodes/{name}/rollouts/step_{step:06d}.jsonl.zst", [answer] * 3)
         if not done:
             return
         before, after = ACCURACY[start]

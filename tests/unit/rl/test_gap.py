@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from octo_megatron.rl.step import Gap
+from octo_megatron.rl.gap import Gap
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,21 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
 
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.engine.seeds import sample_seed
-from octo_megatron.rl.batches import bins, document, micro_batches, mini_batches
-from octo_megatron.rl.losses import ADVANTAGE, ENGINE
+from octo_megatron.rl.batches import Target, bins, by_sample, document, micro_batches, mini_batches, planned
+from octo_megatron.rl.losses import ADVANTAGE, ENGINE, WEIGHT
 from octo_megatron.rl.rollout import Sample, drawn
 
 
 def test_prompts_are_a_pure_function_of_seed_and_step():
-    steps = [drawn(50, 7, step, 16) for step in range(1, 26)]
-    assert steps[10] == drawn(50, 7, 11, 16)
-    assert steps != [drawn(50, 8, step, 16) for step in range(1, 26)]
+    steps = [drawn(50, 7, first, 16) for first in range(0, 400, 16)]
+    assert steps[10] == drawn(50, 7, 160, 16)
+    assert steps != [drawn(50, 8, first, 16) for first in range(0, 400, 16)]
     flat = [p for step in steps for p in step]
     for epoch in range(len(flat) // 50):
         assert sorted(flat[50 * epoch : 50 * epoch + 50]) == list(range(50))
@@ -25,7 +26,7 @@ def test_prompts_are_a_pure_function_of_seed_and_step():
 
 
 def test_more_prompts_than_problems_repeat_evenly():
-    assert Counter(drawn(3, 0, 1, 12)) == Counter({0: 4, 1: 4, 2: 4})
+    assert Counter(drawn(3, 0, 0, 12)) == Counter({0: 4, 1: 4, 2: 4})
 
 
 def test_seeds_do_not_collide():
@@ -73,11 +74,12 @@ def sample(r: random.Random, finished=True) -> Sample:
 
 def test_a_document_counts_the_answer_only():
     s = Sample(0, [11, 12, 13], [21, 22], [-0.5, -0.25], True, 0, "", 1.0)
-    d = document(s, 2.0)
+    d = document(s, Target(2.0, 0.5))
     assert d.tokens.tolist() == [11, 12, 13, 21]
     assert d.labels.tolist() == [12, 13, 21, 22]
     assert d.loss_mask.tolist() == [0, 0, 1, 1]
     assert d.extras[ENGINE].tolist() == [0, 0, -0.5, -0.25]
+    assert d.extras[WEIGHT].tolist() == [0, 0, 0.5, 0.5]
     assert d.extras[ADVANTAGE].tolist() == [0, 0, 2.0, 2.0]
 
 
@@ -87,7 +89,7 @@ def test_ranks_share_all_samples_in_equally_many_batches(size, context):
     r = random.Random(1)
     samples = [sample(r) for _ in range(23)]
     layout = ParallelConfig(context_parallel_size=context, data_parallel_size=size)
-    ranks = [micro_batches(samples, [1.0] * 23, 64, layout, rank, size) for rank in range(size)]
+    ranks = [micro_batches(samples, [Target(1.0)] * 23, 64, layout, rank, size) for rank in range(size)]
     assert len({len(batches) for batches in ranks}) == 1
     batches = [b for part in ranks for b in part]
     assert all(b.length <= 64 for b in batches)
@@ -104,7 +106,26 @@ def test_ranks_share_all_samples_in_equally_many_batches(size, context):
 def test_ranks_without_work_still_take_part():
     samples = [sample(random.Random(2))]
     ranks = [
-        micro_batches(samples, [1.0], 64, ParallelConfig(data_parallel_size=3), rank, 3) for rank in range(3)
+        micro_batches(samples, [Target(1.0)], 64, ParallelConfig(data_parallel_size=3), rank, 3)
+        for rank in range(3)
     ]
     assert [len(batches) for batches in ranks] == [1, 1, 1]
     assert sorted(int(b[0].loss_mask.sum()) for b in ranks) == [0, 0, len(samples[0].token_ids)]
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_values_of_a_batch_come_back_by_answer(context):
+    r = random.Random(3)
+    samples = [sample(r) for _ in range(11)]
+    layout = ParallelConfig(context_parallel_size=context, data_parallel_size=2)
+    for rank in range(2):
+        batches = micro_batches(samples, [Target(1.0)] * 11, 64, layout, rank, 2)
+        order = [i for members in planned(samples, 64, layout, 2)[rank::2] for i in members]
+        found = by_sample(batches, [b.extras[ENGINE] for b in batches])
+        assert found == [pytest.approx(samples[i].logprobs) for i in order]
+
+
+def test_token_advantages_stand_at_their_tokens():
+    s = Sample(0, [11, 12, 13], [21, 22], [-0.5, -0.25], True, 0, "", 1.0)
+    d = document(s, Target(torch.tensor([3.0, -1.0])))
+    assert d.extras[ADVANTAGE].tolist() == [0, 0, 3.0, -1.0]

@@ -1,11 +1,12 @@
-"""Advantages: how much better an answer was than the others to the same prompt."""
+"""GRPO: how much better an answer was than the others to the same prompt, in units of their spread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from octo_megatron.rl.advantages.groups import flat_groups, grouped
 
 _EPSILON = 1e-4
 """Keeps a group of nearly equal rewards from being blown up; far below the spread of 0/1 rewards."""
@@ -20,9 +21,8 @@ def group_normalised(rewards: Sequence[float], group_size: int) -> Tensor:
     Args:
         rewards: group by group, `group_size` after another.
     """
-    groups = torch.tensor(rewards, dtype=torch.float64).view(-1, group_size)
+    groups = grouped(rewards, group_size)
     mean, std = groups.mean(1, keepdim=True), groups.std(1, keepdim=True)
     # all equal means zero, not a rounding error divided by 1e-4
-    flat = groups == groups[:, :1]
     scaled = (groups - mean) / (std + _EPSILON)
-    return scaled.masked_fill(flat.all(1, keepdim=True), 0.0).flatten().float()
+    return scaled.masked_fill(flat_groups(groups), 0.0).flatten().float()

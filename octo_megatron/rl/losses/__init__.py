@@ -1,0 +1,14 @@
+"""Losses, one formula a file; `policy` puts them together as the trainer calls them."""
+
+from octo_megatron.rl.losses.policy import (
+    ADVANTAGE,
+    ENGINE,
+    LENGTH,
+    OLD,
+    REFERENCE,
+    SEGMENT,
+    WEIGHT,
+    PolicyLoss,
+)
+
+__all__ = ["ADVANTAGE", "ENGINE", "LENGTH", "OLD", "REFERENCE", "SEGMENT", "WEIGHT", "PolicyLoss"]

@@ -1,0 +1,72 @@
+"""Killed in every phase of a step, an RL run ends as if nothing had happened, and samples nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from rl_runs import all_rows, copy, make_run, rows, shown, start, wait
+
+from octo_megatron.rl.records import read_zst
+
+pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
+pytestmark = pytest.mark.slow
+
+KILLS = [
+    "evaluation_before.json",
+    "phases/step_00001/drawn_0.json",
+    "phases/step_00002/answers_0.jsonl.zst",
+    "phases/step_00003/rewards_0.json",
+    "phases/step_00005/update.json",
+    "checkpoints/.step_00000006.partial",
+]
+"""The process is killed as soon as one of these is there; checkpoints come after steps 2, 4 and 6."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("resume") / "run")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> None:
+    layout = {"data_parallel_size": processes}
+    # dynamic sampling makes rounds; the prompts' position must survive too
+    changes = {"parallel": layout, "dynamic_sampling_rounds": 1}
+    undisturbed = copy(made, tmp_path / "undisturbed", **changes)
+    wait(start(undisturbed, processes=processes), undisturbed)
+
+    root = copy(made, tmp_path / "killed", **changes)
+    sampled: dict[int, float] = {}
+    for mark in KILLS:
+        group, path = start(root, processes=processes), root / "nodes/rl" / mark
+        deadline = time.monotonic() + 600
+        while not path.exists():
+            assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[
+                -3000:
+            ]
+            time.sleep(0.001)
+        os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
+        group.end(grace_seconds=0.1)
+        for record in (root / "nodes/rl/phases").glob("step_*/answers_0.jsonl.zst"):
+            seconds = max(read_zst(record)[0]["seconds"])
+            assert sampled.setdefault(int(record.parent.name[5:]), seconds) == seconds
+    assert not (root / "nodes/rl/done.json").exists()
+    wait(start(root, processes=processes), root)
+
+    assert rows(root) == rows(undisturbed)
+    assert shown(root) == shown(undisturbed)
+    a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
+    for same in ("weights_sha256", "evaluation", "generated_tokens", "trained_tokens"):
+        assert a[same] == b[same]
+    # what was recorded was not sampled again: the row holds the first process's time
+    final = {row["step"]: row for row in all_rows(root)}
+    assert len(sampled) >= 3
+    for step, seconds in sampled.items():
+        assert final[step]["seconds_rollout"] >= seconds
+        if final[step]["rounds"] == 1:
+            assert final[step]["seconds_rollout"] == seconds
