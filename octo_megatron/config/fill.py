@@ -42,9 +42,8 @@ def fill(cls: type, node: Any, where: str, prefix: str, skip: tuple[str, ...] = 
 
 def _unwrap(part: Any, key: str) -> Any:
     child = part._get_node(key)
-    if isinstance(child, DictConfig) and child._metadata.object_type not in (dict, None):
-        return OmegaConf.to_object(child)
-    return OmegaConf.to_container(child, resolve=True) if OmegaConf.is_config(child) else part[key]
+    # also the dataclasses within a list or a mapping
+    return OmegaConf.to_object(child) if OmegaConf.is_config(child) else part[key]
 
 
 def _at(error: OmegaConfBaseException, key: str) -> str:
