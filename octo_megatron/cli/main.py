@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from octo_megatron.cli.convert import export_folder, import_folder
+from octo_megatron.cli.convert import export_folder, import_folder, verify_folder
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
@@ -70,6 +70,7 @@ app.command()(tokenize)
 app.command()(rollouts)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
+app.command("verify")(verify_folder)
 app.command()(profile)
 app.command()(doctor)
 app.command()(preflight)

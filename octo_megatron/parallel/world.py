@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,3 +105,18 @@ def start(layout: ParallelConfig, seed: int, timeout_seconds: int = 600) -> Worl
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
+
+
+@contextlib.contextmanager
+def alone(seed: int = 0) -> Iterator[World]:
+    """A world of this process only, whatever started it; left again at the end."""
+    names = ("RANK", "WORLD_SIZE")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        world = start(ParallelConfig(), seed)
+    finally:
+        os.environ.update(kept)
+    try:
+        yield world
+    finally:
+        world.stop()

@@ -5,7 +5,7 @@ refuses unknown keys and wrong types. `__post_init__` refuses impossible values,
 """
 
 from octo_megatron.config.schema.compute import ComputeConfig
-from octo_megatron.config.schema.convert import ExportNode, ImportNode
+from octo_megatron.config.schema.convert import GATE_PARTS, ExportNode, ImportNode
 from octo_megatron.config.schema.data import ProblemSetConfig, SourceConfig
 from octo_megatron.config.schema.evaluate import EvaluateNode
 from octo_megatron.config.schema.lineage import NODE_KINDS, LineageConfig
@@ -17,6 +17,7 @@ from octo_megatron.config.schema.rl import RLNode
 from octo_megatron.config.schema.train import TrainNode
 
 __all__ = [
+    "GATE_PARTS",
     "NODE_KINDS",
     "ComputeConfig",
     "EvaluateNode",

@@ -1,0 +1,107 @@
+"""Parts of a conversion: shared among ranks, remembered on disk, so that a killed conversion goes on where it was.
+
+A part is done when its file in the journal is there; that file is written after the part's data. Ranks need no
+process group: they share the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from octo_megatron.config.errors import UserError
+from octo_megatron.config.run_folder import read_json, write_json
+
+PARTS_FOLDER = "octo_parts"
+"""In the folder while it is made; whoever publishes the folder removes it."""
+_SILENCE_SECONDS = 600.0
+"""Without a new part for so long, the ranks that it waits for are taken to be gone."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes that do a conversion together this is."""
+
+    rank: int = 0
+    size: int = 1
+    check: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called while waiting for the others; raises when one of them has failed."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+class Journal:
+    """The parts of one conversion in its folder, `.NAME.partial` beside the target."""
+
+    def __init__(
+        self, folder: Path, key: dict[str, Any], share: Share, begin: Callable[[], None] = lambda: None
+    ):
+        """Open or begin; what another conversion left there is deleted.
+
+        Args:
+            key: what the result depends on; a folder with another key is no beginning of this conversion.
+            begin: makes what parts are written into, in the empty folder.
+        """
+        self.folder, self.share, self._journal = folder, share, folder / PARTS_FOLDER
+        file = self._journal / "key.json"
+        plain = json.loads(json.dumps(key))
+        if share.is_first:
+            if not (file.is_file() and read_json(file) == plain):
+                shutil.rmtree(folder, ignore_errors=True)
+                self._journal.mkdir(parents=True)
+                begin()
+                write_json(file, plain)
+        else:
+            _wait(
+                lambda: file.is_file() and read_json(file) == plain,
+                "rank 0 has not begun the conversion",
+                share,
+            )
+
+    def done(self, part: int) -> dict[str, Any] | None:
+        """What `finish` noted about a part, None while it is not done."""
+        file = self._journal / f"{part:06d}.json"
+        return dict(read_json(file)) if file.is_file() else None
+
+    def finish(self, part: int, facts: dict[str, Any]) -> None:
+        """Note that a part's data is written."""
+        write_json(self._journal / f"{part:06d}.json", facts)
+
+    def _is_done(self, part: int) -> bool:
+        return self.done(part) is not None
+
+    def mine(self, parts: int) -> list[int]:
+        """Parts that this rank still has to do."""
+        return [i for i in range(self.share.rank, parts, self.share.size) if self.done(i) is None]
+
+    def wait(self, parts: int) -> list[dict[str, Any]]:
+        """Until every part is done; returns their facts.
+
+        Raises:
+            UserError: no part came for ten minutes; the rank that owes one is named.
+        """
+        for part in range(parts):
+            owner = part % self.share.size
+            _wait(
+                partial(self._is_done, part),
+                f"rank {owner} did not finish part {part}",
+                self.share,
+            )
+        return [self.done(part) or {} for part in range(parts)]
+
+
+def _wait(until: Callable[[], bool], problem: str, share: Share) -> None:
+    deadline = time.monotonic() + _SILENCE_SECONDS
+    while not until():
+        if time.monotonic() > deadline:
+            raise UserError(f"{problem} within {_SILENCE_SECONDS:.0f} s; see the output of that rank")
+        share.check()
+        time.sleep(0.02)
