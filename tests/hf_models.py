@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 SHAPE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -65,6 +67,12 @@ def make_model(name: str, seed: int = 1) -> PreTrainedModel:
 def make_folder(folder: Path, name: str, shard_size: str = "5GB") -> Path:
     """`save_pretrained` of `make_model`, with files beside the weights as a real release has them."""
     make_model(name).save_pretrained(folder, max_shard_size=shard_size)
-    (folder / "tokenizer.json").write_text(json.dumps({"made": "up", "é": [1, 2]}))
-    (folder / "chat_template.jinja").write_text("{{ messages }}\n")
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(["<eos>", *symbols])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder

@@ -90,9 +90,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def read_into(path: Path, offset: int, out: Tensor) -> None:
-    """Fill a contiguous tensor from a file. Raises UserError when the file ends too early."""
+    """Fill a contiguous tensor from a file. Raises UserError when the file is missing or ends too early."""
     view, done = bytes_of(out), 0
-    file = os.open(path, os.O_RDONLY)
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
     try:
         while done < len(view):
             got = os.preadv(file, [view[done:]], offset + done)

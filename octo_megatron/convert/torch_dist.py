@@ -136,12 +136,12 @@ class DistCheckpoint:
 
 def _data_offset(chunk: _Chunk, dtype: torch.dtype) -> int:
     """Where the numbers begin in a record of `torch.save`, which pickle and zip headers precede."""
-    with chunk.path.open("rb") as file:
-        file.seek(chunk.offset)
-        # the numbers are the bulk of a record; all but them is needed, and torch reads from both ends
-        with FakeTensorMode():
-            record: Any = _Window(file, chunk.offset, chunk.length)
-            tensor = torch.load(record, map_location="cpu", weights_only=True)
+    if not chunk.path.is_file():
+        raise UserError(f"{chunk.path} is missing, though .metadata names it")
+    # fake tensors: torch reads what describes the record, and not the numbers
+    with chunk.path.open("rb") as file, FakeTensorMode():
+        record: Any = _Window(file, chunk.offset, chunk.length)
+        tensor = torch.load(record, map_location="cpu", weights_only=True)
     plain = tensor.is_contiguous() and tensor.storage_offset() == 0
     if not plain or tensor.dtype != dtype or math.prod(tensor.shape) != math.prod(chunk.sizes):
         raise UserError(
@@ -193,7 +193,10 @@ def write_pieces(path: Path, pieces: Iterable[tuple[Piece, Tensor]]) -> list[dic
     with path.open("wb") as file:
         for piece, tensor in pieces:
             begin = file.tell()
-            torch.save(tensor, file)
+            try:
+                torch.save(tensor if piece.slot.layer is None else tensor[None], file)
+            except RuntimeError as error:  # torch's own, about the file that it could not end
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             records.append({"start": piece.start, "offset": begin, "length": file.tell() - begin})
     return records
 

@@ -1,4 +1,4 @@
-"""Any layout imports, exports and reads others' checkpoints with the same bits and logits as one process."""
+"""Any layout reads what was streamed, fills itself from a folder, and writes what exports to the same bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from hf_models import make_folder
 from ranks import run_ranks
+from safetensors.torch import load_file
+
+from octo_megatron.convert.export_stage import Wish, export_folder
+from octo_megatron.convert.import_stage import import_folder
 
 SCRIPT = Path(__file__).with_name("convert_models.py")
 pytestmark = pytest.mark.slow
@@ -24,41 +28,38 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def convert(
-    world_size: int, layout: dict[str, Any], root: Path, hf: Path, loads: Path | None
-) -> list[dict[str, Any]]:
-    """Run the script over all models; `root` takes its results, `loads` holds the one-process checkpoints."""
-    models = []
-    for name in NAMES:
-        paths = {"hf": hf / name, "save": root / name / "checkpoint", "out": root / name / "hf"}
-        if loads:
-            paths |= {"load": loads / name / "checkpoint", "out_loaded": root / name / "hf-loaded"}
-        models.append({key: str(path) for key, path in paths.items()})
-    options = json.dumps({"layout": layout, "models": models})
-    output = run_ranks(SCRIPT, [options], world_size).stdout
-    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
-
-
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[dict[str, Any]]]:
-    root = tmp_path_factory.mktemp("one")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, str]]:
+    """Name -> (folder, its streamed checkpoint, the digest of its weights)."""
+    root, out = tmp_path_factory.mktemp("sources"), {}
     for name in NAMES:
-        make_folder(root / "source" / name, name)
-    return root, root / "source", convert(1, {}, root / "alone", root / "source", None)
+        folder, checkpoint = make_folder(root / name / "hf", name), root / name / "checkpoint"
+        imported = import_folder(folder, checkpoint)
+        assert imported
+        out[name] = (folder, checkpoint, imported["weights_sha256"])
+    return out
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_converts_like_one_process(
-    layout: str, one_process: tuple[Path, Path, list[dict[str, Any]]], tmp_path: Path
+    layout: str, sources: dict[str, tuple[Path, Path, str]], tmp_path: Path
 ) -> None:
-    root, source, reference = one_process
     world_size, parallel = LAYOUTS[layout]
-    results = convert(world_size, parallel, tmp_path, source, root / "alone")
-    for name, result, alone in zip(NAMES, results, reference, strict=True):
-        assert result["import"] < 5e-5, name
-        assert result["export"] < 5e-5, name
-        assert result["weights_sha256"] == alone["weights_sha256"], name
-        expected = (root / "alone" / name / "hf/model.safetensors").read_bytes()
-        assert (tmp_path / name / "hf/model.safetensors").read_bytes() == expected, name
-        assert (tmp_path / name / "hf-loaded/model.safetensors").read_bytes() == expected, name
+    models = [
+        {"hf": str(folder), "load": str(checkpoint), "save": str(tmp_path / name / "checkpoint")}
+        for name, (folder, checkpoint, _) in sources.items()
+    ]
+    output = run_ranks(SCRIPT, [json.dumps({"layout": parallel, "models": models})], world_size).stdout
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
+    results = json.loads(line.removeprefix("RESULT "))
+    for name, result in zip(NAMES, results, strict=True):
+        folder, _, sha256 = sources[name]
+        assert result["difference"] < 5e-5, name
+        assert result["loaded"] == result["filled"] == sha256, name
+        export_folder(tmp_path / name / "checkpoint", tmp_path / name / "hf", Wish(gate=False))
+        before, after = (
+            load_file(folder / "model.safetensors"),
+            load_file(tmp_path / name / "hf/model.safetensors"),
+        )
+        assert before.keys() == after.keys()
+        assert all(before[key].equal(after[key]) for key in before), name

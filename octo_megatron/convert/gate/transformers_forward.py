@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,61 @@ class Reference:
     def __init__(self, folder: HfFolder, precision: str, whole: bool | None = None):
         disable_progress_bar()
         self.whole = fits(folder, precision) if whole is None else whole
-        self._model = (
-            _load(folder.path, DTYPES[precision]) if self.whole else _streamed(folder, DTYPES[precision])
-        )
+        self._folder, self._dtype = folder, DTYPES[precision]
+        self._model = (_load if self.whole else _without_weights)(folder.path, self._dtype)
 
     @torch.no_grad()
     def logits(self, documents: list[Tensor]) -> Iterator[Tensor]:
-        """Of each document: [tokens, vocab] float32. Documents are padded at their end, where nothing sees it."""
-        longest = max(len(ids) for ids in documents)
-        batch = torch.stack([torch.nn.functional.pad(ids, (0, longest - len(ids))) for ids in documents])
+        """Of each document: [tokens, vocab] float32."""
         if self.whole:
             for ids in documents:
                 yield self._model(ids[None]).logits[0].float()
-            return
-        hidden = self._model.model(batch).last_hidden_state
-        for ids, states in zip(documents, hidden, strict=True):
-            yield self._model.lm_head(states[: len(ids)]).float()
+        else:
+            yield from self._layer_by_layer(documents)
+
+    def _layer_by_layer(self, documents: list[Tensor]) -> Iterator[Tensor]:
+        """What the model's own forward does, with all documents through a layer before the next is read."""
+        base, rows = self._model.model, [ids[None] for ids in documents]
+        places = [torch.arange(len(ids))[None] for ids in documents]
+        with self._weights(base.embed_tokens, "model.embed_tokens"):
+            hidden = [base.embed_tokens(ids) for ids in rows]
+        for index, layer in enumerate(base.layers):
+            with self._weights(layer, f"model.layers.{index}"):
+                for at, states in enumerate(hidden):
+                    angles = base.rotary_emb(states, position_ids=places[at])
+                    hidden[at] = layer(
+                        states, attention_mask=None, position_ids=places[at], position_embeddings=angles
+                    )
+        head = "model.embed_tokens" if self._model.config.tie_word_embeddings else "lm_head"
+        with self._weights(base.norm, "model.norm"), self._weights(self._model.lm_head, head):
+            for states in hidden:
+                yield self._model.lm_head(base.norm(states))[0].float()
+
+    @contextmanager
+    def _weights(self, module: torch.nn.Module, prefix: str) -> Iterator[None]:
+        """Give the parameters of a module their numbers, and take them away again."""
+        names = [name for name, _ in module.named_parameters()]
+        owners = {name: module.get_submodule(name.rpartition(".")[0]) for name in names}
+        empty = {name: owners[name]._parameters[name.rpartition(".")[2]] for name in names}
+        for name in names:
+            numbers = self._folder.read(f"{prefix}.{name}").to(self._dtype)
+            owners[name]._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(
+                numbers, requires_grad=False
+            )
+        try:
+            yield
+        finally:
+            for name in names:
+                owners[name]._parameters[name.rpartition(".")[2]] = empty[name]
 
     @torch.no_grad()
     def generate(self, prompt: Tensor, tokens: int) -> list[int]:
         """Greedy continuation by `generate`, never ended early. Only of a model that was loaded whole."""
         settings = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
+        )
+        self._model.generation_config = (
+            settings  # what settings leave out, `generate` would take from the folder's
         )
         out = self._model.generate(
             prompt[None], attention_mask=torch.ones_like(prompt[None]), generation_config=settings
@@ -86,39 +120,14 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _streamed(folder: HfFolder, dtype: torch.dtype) -> Any:
-    """The model without weights: each module that has some reads them when it is called and drops them afterwards."""
-    config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+def _without_weights(path: Path, dtype: torch.dtype) -> Any:
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(
         config=config
     )  # its tables are computed, not stored
-    embedding = "model.embed_tokens.weight"
-    for prefix, module in model.named_modules():
-        own = [name for name, value in module._parameters.items() if value is not None]
-        if own:
-            names = {name: f"{prefix}.{name}" for name in own}
-            if prefix == "lm_head" and config.tie_word_embeddings:
-                names["weight"] = embedding
-            _read_when_called(module, names, folder, dtype)
     return model
-
-
-def _read_when_called(
-    module: torch.nn.Module, names: dict[str, str], folder: HfFolder, dtype: torch.dtype
-) -> None:
-    empty = {name: module._parameters[name] for name in names}
-
-    def before(module: torch.nn.Module, args: Any) -> None:
-        for own, name in names.items():
-            module._parameters[own] = torch.nn.Parameter(folder.read(name).to(dtype), requires_grad=False)
-
-    def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-        module._parameters.update(empty)
-
-    module.register_forward_pre_hook(before)
-    module.register_forward_hook(after)
 
 
 def _line(error: Exception) -> str:

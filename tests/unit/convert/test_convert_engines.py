@@ -15,18 +15,20 @@ from hf_models import make_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from octo_megatron.convert.export_stage import export_folder
+from octo_megatron.convert.gate.logits import prompts
 from octo_megatron.convert.gguf import INSTALL, smollm2_folder
 from octo_megatron.convert.import_stage import import_folder
-from octo_megatron.convert.verify import prompts
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama3-rope", "qwen2"])
+@pytest.mark.parametrize("name", ["llama3-rope", "qwen2"])
 def test_vllm_loads_the_export_with_the_same_logprobs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
     import_folder(make_folder(tmp_path / "hf", name), tmp_path / "checkpoint")
-    export_folder(tmp_path / "checkpoint", tmp_path / "out")
+    exported = export_folder(tmp_path / "checkpoint", tmp_path / "out")
+    assert exported and exported["generated_by"] == "transformers, vLLM and Megatron"
+    assert exported["generated_tokens"] == 3 * 64 and exported["not_run"] == []
     asked = [ids.tolist() for ids in prompts(512)]
     script = Path(__file__).with_name("vllm_scores.py")
     ran = subprocess.run(
@@ -56,7 +58,13 @@ def test_real_weights_pass_the_gate_and_answer(tmp_path: Path) -> None:
     smollm2_folder(source)
     imported = import_folder(source, tmp_path / "checkpoint")
     exported = export_folder(tmp_path / "checkpoint", tmp_path / "out")
+    assert imported and exported
     assert imported["tensors"] == exported["tensors"] == 272
+    report = json.loads((tmp_path / "out/conversion_report.json").read_text())
+    print((tmp_path / "out/CONVERSION.md").read_text())
+    assert {part["status"] for part in report["parts"].values()} == {"passed"} and report["left_out"] == []
+    assert exported["generated_by"] == "transformers, vLLM and Megatron"
+    assert "chat template renders the same" in report["parts"]["files"]["result"]
     assert (tmp_path / "out/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "Natalia sold 48/2 = <<48/2=24>>24 clips.\n\n  $\\frac{1}{2}$\n#### 72"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ def context(tmp_path: Path) -> NodeContext:
     source = make_folder(tmp_path / "hf", "llama3-rope")
     run = RunFolder(tmp_path / "run")
     run.tokenizer.mkdir(parents=True)
-    (run.tokenizer / "tokenizer.json").write_text("{}")
+    shutil.copyfile(source / "tokenizer.json", run.tokenizer / "tokenizer.json")
+    (run.tokenizer / "special_tokens_map.json").write_text("{}")
     run.hf_config.write_bytes((source / "config.json").read_bytes())
     lineage = LineageConfig(
         "test",
         model=str(source),
-        nodes={"base": ImportNode(), "out": ExportNode(parent="base", dtype="fp32")},
+        nodes={"base": ImportNode(), "out": ExportNode(parent="base", dtype="fp32", skip=["vllm"])},
     )
     return NodeContext(run, lineage, "base")
 
@@ -49,7 +51,8 @@ def test_import_then_export(context: NodeContext) -> None:
     before = load_file(Path(context.lineage.model) / "model.safetensors")
     after = load_file(out.folder.hf / "model.safetensors")
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
-    assert (out.folder.hf / "tokenizer.json").read_text() == "{}"  # the run's, not the model's
+    assert (out.folder.hf / "special_tokens_map.json").read_text() == "{}"  # the run's own
+    assert "| base | – | import |" in (out.folder.hf / "README.md").read_text()
     assert json.loads((out.folder.hf / "config.json").read_text())["rope_parameters"]["factor"] == 8.0
     assert (out.folder.hf / "generation_config.json").is_file()
 
