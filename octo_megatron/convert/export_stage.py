@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octo_megatron.checkpoint import manifest
+from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import (
@@ -77,10 +78,7 @@ def run(ctx: NodeContext) -> None:
     share = share_of(ctx.lineage.layout_of(ctx.name))
     progress = Progress(ctx.folder.progress, share.is_first)
     progress.update("export", 0, 1)
-    parent = ctx.parent_folder()
-    checkpoint = manifest.latest(parent.checkpoints) if parent else None
-    if checkpoint is None:
-        raise UserError(f"node {ctx.name}: its parent {node.parent} has no checkpoint to export")
+    checkpoint = parent_checkpoint(ctx)
     facts = manifest.read_extra(checkpoint)
     origin = Origin(
         checkpoint,

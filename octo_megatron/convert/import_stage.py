@@ -45,7 +45,7 @@ def run(ctx: NodeContext) -> None:
         shutil.rmtree(step, ignore_errors=True)  # ours, from a run that was killed before done.json
     source = HfFolder(Path(node.hf or ctx.lineage.model))
     # the run's config, not the folder's: they agree in every number, or the gate says where they do not
-    hf_config, precision = read_json(ctx.run.hf_config), ctx.lineage.precision
+    hf_config, precision = read_json(ctx.run.hf_config), ctx.lineage.dtype_of(ctx.name)
     result = _import(source, hf_config, step, precision, share, GATE, progress.update)
     if result is not None:
         done = {"kind": "import", "parent": None, "hf": str(source.path), **result}

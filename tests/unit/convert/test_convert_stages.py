@@ -58,5 +58,5 @@ def test_import_then_export(context: NodeContext) -> None:
 
 
 def test_export_of_a_node_without_checkpoint(context: NodeContext) -> None:
-    with pytest.raises(UserError, match="its parent base has no checkpoint to export"):
+    with pytest.raises(UserError, match="its parent base has no checkpoint in"):
         export_stage.run(NodeContext(context.run, context.lineage, "out"))
