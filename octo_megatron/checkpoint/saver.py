@@ -11,6 +11,7 @@ from typing import Any
 from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.fence import Fence
 from octo_megatron.checkpoint.manifest import step_folder
+from octo_megatron.checkpoint.pending import Pending, begin, delete_buried, retire
 from octo_megatron.checkpoint.retention import Retention
 from octo_megatron.checkpoint.writer import RankFileStrategy
 
@@ -33,14 +34,21 @@ class Saver:
         self._fence, self._say, self._world = fence, say, trainer.world
         self._strategy, self._queue = RankFileStrategy(), AsyncCallsQueue()
         self._tag = trainer.world.broadcast_object(f"-{fence.number}" if fence else "")
-        self._pending: store.Pending | None = None
+        self._pending: Pending | None = None
         self._began = self._stalled = 0.0
         self.seconds: float = 0.0
         """That training has waited for checkpoints, in all."""
+        self.last_seconds = self.last_stall = 0.0
+        """Of the last checkpoint: from `start` until it was visible, and what of it training waited."""
         if self._world.is_first:
             # a killed run's, or those of a run that we took over from: it cannot rename them any more
             for left in checkpoints.glob(".step_*.partial*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._pending is not None
 
     def start(self, step: int, facts: dict[str, Any]) -> None:
         """Save the state as it is now; returns when the writers have been started.
@@ -51,7 +59,7 @@ class Saver:
         self.finish()
         self._began = time.perf_counter()
         self._stalled = 0.0
-        pending = store.begin(
+        pending = begin(
             step_folder(self._checkpoints, step),
             self._world,
             lambda: store.training_state(self._trainer),
@@ -81,7 +89,7 @@ class Saver:
         """`finish`, and delete what retention has put aside."""
         self.finish()
         if self._world.is_first:
-            store.delete_buried(self._checkpoints)
+            delete_buried(self._checkpoints)
 
     def _finalize(self, blocking: bool) -> None:
         if self._pending is None:
@@ -92,13 +100,13 @@ class Saver:
             pending, self._pending = self._pending, None
             pending.publish(self._fence)
             if self._world.is_first:
-                store.retire(self._checkpoints, self._retention)
+                retire(self._checkpoints, self._retention)
         self._account(since)
         if done:
-            took = time.perf_counter() - self._began
+            self.last_seconds, self.last_stall = time.perf_counter() - self._began, self._stalled
             self._say(
-                f"checkpoint {pending.folder.name} was written in {took:.2f} s; training waited {self._stalled:.3f} s "
-                f"for it ({100 * self._stalled / took:.1f} %)"
+                f"checkpoint {pending.folder.name} was written in {self.last_seconds:.2f} s; training waited "
+                f"{self.last_stall:.3f} s for it ({100 * self.last_stall / self.last_seconds:.1f} %)"
             )
 
     def _account(self, since: float) -> None:

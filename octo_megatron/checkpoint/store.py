@@ -6,37 +6,24 @@ background while training goes on; `save` and `save_weights` wait.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from octo_megatron.checkpoint import optimizer_state
-from octo_megatron.checkpoint.fence import Fence
-from octo_megatron.checkpoint.manifest import (
-    finished,
-    latest,
-    read_extra,
-    step_folder,
-    verify,
-    write_manifest,
-)
+from octo_megatron.checkpoint.manifest import finished, latest, read_extra, step_folder, verify
+from octo_megatron.checkpoint.pending import Pending, begin, cause, delete_buried, retire
 from octo_megatron.checkpoint.retention import Retention
-from octo_megatron.checkpoint.writer import Job, RankFileStrategy, parallel_strategy
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.parallel.random_state import random_state, seed_everything, set_random_state
 from octo_megatron.parallel.world import World
 
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 __all__ = [
     "Trainable",
@@ -51,8 +38,6 @@ __all__ = [
     "step_folder",
 ]
 
-_DELETED = ".deleted-"
-
 
 class Trainable(Protocol):
     """What this room needs of a trainer (`octo_megatron.train.megatron.MegatronTrainer`)."""
@@ -65,103 +50,6 @@ class Trainable(Protocol):
     def chunks(self) -> list[torch.nn.Module]: ...
 
     def synchronise_replicas(self) -> None: ...
-
-
-@dataclasses.dataclass
-class Pending:
-    """A checkpoint that is being written; `publish` follows when every rank's writer has ended."""
-
-    folder: Path
-    aside: Path
-    job: Job
-    request: AsyncRequest
-    extra: dict[str, Any]
-    world: World
-
-    def publish(self, fence: Fence | None = None) -> None:
-        """Manifest and rename; collective.
-
-        Raises:
-            UserError: a rank could not write, or the node was taken over (`fence`).
-        """
-        try:
-            for finalize in self.request.finalize_fns:
-                finalize()
-            reports = self.world.all_gather_object(self.job.result().get("files", {}))
-        # CheckpointException, what a failed write becomes, derives from BaseException alone.
-        except (OSError, RuntimeError, CheckpointException) as error:
-            self._abandon(error, fence)
-        finally:
-            self.job.close()
-        problem = self._rename(reports, fence) if self.world.is_first else None
-        problem = self.world.broadcast_object(problem)
-        if problem:
-            raise UserError(problem)
-
-    def _rename(self, reports: list[dict[str, Any]], fence: Fence | None) -> str | None:
-        try:
-            write_manifest(self.aside, self.extra, {k: v for report in reports for k, v in report.items()})
-            if fence:
-                fence.check()  # as late as can be
-            bury(self.folder)
-            self.aside.rename(self.folder)
-            _sync_folder(self.folder.parent)
-        except UserError as error:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            return str(error)
-        except OSError as error:
-            return _unwritten(self.folder, 0, error)
-        return None
-
-    def _abandon(self, error: BaseException, fence: Fence | None) -> NoReturn:
-        """Delete what was written. Raises UserError."""
-        if self.world.is_first:
-            shutil.rmtree(self.aside, ignore_errors=True)
-        if fence:
-            fence.check()  # the run that has taken over deletes what we were writing
-        raise UserError(_unwritten(self.folder, self.world.rank, error)) from error
-
-
-def begin(
-    folder: Path,
-    world: World,
-    state: Callable[[], dict[str, Any]],
-    extra: dict[str, Any],
-    beside: dict[str, bytes] | None = None,
-    strategy: RankFileStrategy | None = None,
-    tag: str = "",
-) -> Pending:
-    """Plan a save to `folder` with all ranks; its `request` is still to be run. Collective.
-
-    Args:
-        state: gives Megatron's sharded state.
-        beside: further files of this rank.
-        strategy: of earlier saves of the same state, whose plans it keeps.
-        tag: tells the folders apart in which two runs of a node may be writing.
-    """
-    aside = folder.with_name(f".{folder.name}.partial{tag}")
-    problem = _make_room(folder, aside) if world.is_first else None
-    problem = world.broadcast_object(problem)
-    if problem:
-        raise UserError(problem)
-    base = strategy or RankFileStrategy()
-    graves = sorted(folder.parent.glob(f"{_DELETED}*")) if world.is_first else []
-    base.job = job = Job(aside, beside or {}, graves)
-    try:
-        request = dist_checkpointing.save(
-            state(),
-            str(aside),
-            parallel_strategy(base),
-            async_sharded_save=True,
-            validate_access_integrity=base.cached_global_metadata is None,
-            content_metadata={"distrib_optim_sharding_type": "fully_reshardable"},
-        )
-    except (OSError, RuntimeError, CheckpointException) as error:
-        if world.is_first:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(_unwritten(folder, world.rank, error)) from error
-    assert request is not None
-    return Pending(folder, aside, job, request, extra, world)
 
 
 def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0) -> None:
@@ -308,56 +196,12 @@ def _random_file(rank: int) -> str:
     return f"random_{rank:05d}.safetensors"
 
 
-def retire(checkpoints: Path, retention: Retention) -> None:
-    """Move the checkpoints that need not stay out of sight; the next save, or `delete_buried`, deletes them."""
-    facts = {int(p.name.removeprefix("step_")): p for p in finished(checkpoints)}
-    losses = {step: read_extra(path).get("validation_loss") for step, path in facts.items()}
-    for step in retention.outdated(losses):
-        bury(facts[step])
-
-
-def bury(folder: Path) -> None:
-    """Rename first: a checkpoint that is half deleted never stands under its own name."""
-    number = 0
-    with contextlib.suppress(FileNotFoundError):
-        while True:
-            grave = folder.with_name(f"{_DELETED}{folder.name}-{number}")
-            if not grave.exists():
-                folder.rename(grave)
-                return
-            number += 1
-
-
-def delete_buried(checkpoints: Path) -> None:
-    """Delete what `bury` left."""
-    for grave in checkpoints.glob(f"{_DELETED}*"):
-        shutil.rmtree(grave, ignore_errors=True)
-
-
-def _make_room(folder: Path, aside: Path) -> str | None:
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    except OSError as error:
-        return f"cannot write {aside}: {error.strerror}; choose another folder"
-    return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is safe against a power cut once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     sharded = {name: value for name, value in sharded.items() if name != "optimizer_steps"}
     try:
         return dist_checkpointing.load(sharded, str(folder))
     except Exception as error:
-        raise UserError(f"checkpoint {folder} does not fit this model: {_cause(error)}") from error
+        raise UserError(f"checkpoint {folder} does not fit this model: {cause(error)}") from error
 
 
 def _model_state(models: Sequence[torch.nn.Module]) -> dict[str, Any]:
@@ -377,18 +221,3 @@ def _fill(models: Sequence[torch.nn.Module], state: dict[str, Any]) -> None:
 
 def _key(models: Sequence[torch.nn.Module], index: int) -> str:
     return f"model{index}" if len(models) > 1 else "model"
-
-
-def _unwritten(folder: Path, rank: int, error: BaseException) -> str:
-    return (
-        f"cannot write checkpoint {folder} (rank {rank}): {_cause(error)}; "
-        "free some space and run again: it goes on from the newest finished checkpoint"
-    )
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
