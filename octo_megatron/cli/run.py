@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from octo_megatron.cluster.engines import check_engines
+from octo_megatron.cluster.precision import check_precisions
 from octo_megatron.lineage.display import make_display
 from octo_megatron.lineage.inprocess import launched_by, run_here
 from octo_megatron.lineage.run import Plan, execute, make_plan, prepare_data_only
@@ -66,6 +67,7 @@ def run(
     launcher = launched_by(stage)
     if launcher is not None and stage is not None:
         check_engines({plan.lineage.nodes[stage].kind} if stage in plan.lineage.nodes else set())
+        check_precisions(plan.lineage, [stage])
         raise typer.Exit(run_here(plan, stage, launcher))
     run_plan(plan, start_over, stage)
 
@@ -77,6 +79,7 @@ def run_plan(plan: Plan, start_over: bool, stage: str | None = None) -> None:
     """
     names = [stage] if stage in plan.lineage.nodes else list(plan.lineage.nodes)
     check_engines({plan.lineage.nodes[name].kind for name in names})
+    check_precisions(plan.lineage, names)
     display = make_display(Console())
     try:
         with listening() as asked:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from octo_megatron.cluster.engines import ENGINES, Engine, installed, locked_version, problem
+from octo_megatron.config.accelerators import accelerators
 
 _MIN_MEMORY_GIB = 6.0
 _MIN_DISK_GIB = 5.0
@@ -44,7 +45,7 @@ def examine(folder: Path, imports: bool = False) -> list[Finding]:
     findings += [_engine(engine) for engine in ENGINES]
     if imports:
         findings += [_import(engine) for engine in ENGINES if engine.name in _IMPORTS and installed(engine)]
-    return [*findings, _gpus(), _cores(), _memory(), _disk(folder)]
+    return [*findings, *_trainer(), _gpus(), _cores(), _memory(), _disk(folder)]
 
 
 def _python() -> Finding:
@@ -66,6 +67,12 @@ def _engine(engine: Engine) -> Finding:
     if not advice and pin and pin != version.partition("+")[0]:
         advice = f"the lock pins {pin}, which is what the tests ran with: pip install --no-deps {name}=={pin}"
     return Finding(engine.name, version if name == engine.name else f"{version} ({name})", advice)
+
+
+def _trainer() -> list[Finding]:
+    """What the trainer makes of the optional accelerators; it prints the same when it starts on a GPU."""
+    found = accelerators(shutil.which("nvidia-smi") is not None)
+    return [Finding(f"trainer: {row.what}", f"{row.found}: {row.used}") for row in found]
 
 
 def _import(engine: Engine) -> Finding:

@@ -62,6 +62,11 @@ class LineageConfig:
         for name, node in self.nodes.items():
             if node.precision is not None:
                 check_precision(f"nodes.{name}.precision", node.precision)
+            require(
+                self.precision_of(name) != "fp8-delayed" or self.compute_of(name).bf16_layers == 0,
+                f"nodes.{name}: precision fp8-delayed keeps no layers in BF16 (its scaling spans all layers); use "
+                "fp8-tensorwise or fp8-blockwise, or compute.bf16_first_layers=0 and compute.bf16_last_layers=0",
+            )
         unknown = sorted(set(self.loggers) - set(LOGGERS))
         require(not unknown, f"loggers: there is no '{', '.join(unknown)}'; there are: {', '.join(LOGGERS)}")
         require(self.slots >= 1 and self.threads >= 1, "slots and threads must be at least 1")
