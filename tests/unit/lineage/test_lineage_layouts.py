@@ -9,7 +9,7 @@ import pytest
 from lineages import HF, lineage
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.lineage.layouts import check_layouts
+from octo_megatron.lineage.layouts import check_layouts, layout_works, nearest_layouts
 
 CASES = [
     (
@@ -83,6 +83,43 @@ def test_a_layout_that_does_not_divide(layout: dict[str, Any], train: dict[str, 
             assert message not in str(error), "the offer does not help"
             message = str(error)
     raise AssertionError("the offers never led to a layout that works")
+
+
+@pytest.mark.parametrize(
+    ("layout", "near"),
+    [
+        # 4 heads and 2 groups, 4 layers, batches of 4 x 4: six processes must have a 3 somewhere, and nothing takes it
+        ({"tensor_model_parallel_size": 3}, []),
+        ({"tensor_model_parallel_size": 4}, ["TP2 x PP2", "TP2 x CP2", "CP4"]),
+        (
+            {"tensor_model_parallel_size": 4, "sequence_parallel": True},
+            ["TP2+SP x PP2", "TP2+SP x CP2", "CP4"],
+        ),
+    ],
+)
+def test_the_nearest_layouts_of_as_many_processes(layout: dict[str, Any], near: list[str]) -> None:
+    changes = {f"parallel__{key}": value for key, value in layout.items()}
+    changes |= {f"nodes__{name}": None for name in ("stable", "rl", "evaluate", "export")}
+    with pytest.raises(UserError) as caught:
+        check_layouts(lineage(**changes), HF)
+    made = lineage(**changes)
+    found = nearest_layouts(made.nodes["base"], made.parallel, HF)
+    assert sorted(other.short for other in found) == sorted(near)
+    assert all(layout_works(made.nodes["base"], other, HF) for other in found)
+    assert all(other.world_size == made.parallel.world_size for other in found)
+    processes = made.parallel.world_size
+    assert ("that work" in str(caught.value)) == bool(near)
+    if near:
+        assert f"layouts of {processes} processes that work: {', '.join(o.short for o in found)}" in str(
+            caught.value
+        )
+
+
+def test_a_vocabulary_that_tensor_parallelism_cannot_cut() -> None:
+    with pytest.raises(
+        UserError, match=r"vocab_size 511 is not divisible by tensor_model_parallel_size 2 \(511 / 2"
+    ):
+        check_layouts(lineage(parallel__tensor_model_parallel_size=2), {**HF, "vocab_size": 511})
 
 
 def test_answers_beyond_the_models_positions() -> None:
