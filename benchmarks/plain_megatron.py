@@ -1,7 +1,7 @@
 """The yardstick of h100_train.py: Megatron-Core with Transformer Engine as its own examples put it together.
 
-A GPTModel under DistributedDataParallel with the distributed optimizer, rows of one document, fixed random tokens. Nothing
-of octo_megatron is in it but the device seam, which lets `--smoke` run it on a CPU.
+A GPTModel under DistributedDataParallel with the distributed optimizer, rows of one document, fixed random tokens.
+Nothing of octo_megatron is in it but the device seam, which lets `--smoke` run it on a CPU.
 """
 
 from __future__ import annotations
