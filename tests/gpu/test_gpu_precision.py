@@ -50,7 +50,7 @@ def batch(index: int) -> PackedBatch:
 
 
 def losses(
-    precision: str, steps: int = STEPS, load: Path | None = None, save: Path | None = None, **options: Any
+    precision: str, load: Path | None = None, save: Path | None = None, **options: Any
 ) -> list[float]:
     """Loss of each step of a small model from the same weights."""
     world = worlds.start(LAYOUT, seed=3)
