@@ -49,9 +49,7 @@ def batch(index: int) -> PackedBatch:
     return pack(documents, LAYOUT)
 
 
-def losses(
-    precision: str, load: Path | None = None, save: Path | None = None, **options: Any
-) -> list[float]:
+def losses(precision: str, load: Path | None = None, save: Path | None = None, **options: Any) -> list[float]:
     """Loss of each step of a small model from the same weights."""
     world = worlds.start(LAYOUT, seed=3)
     try:
