@@ -6,7 +6,6 @@ call goes on where it was; when all pieces are there, the manifest is written fr
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -194,7 +193,7 @@ def tokenise(
         raise UserError(f"{out}: {len(left)} pieces are still missing; give the same command again")
     manifest = _manifest(plan, done, made_with, wanted, text)
     if rejects is not None:
-        write_text(rejects, _all_rejects(plan, done, records))
+        write_text(rejects, records.all_rejects(done))
     _remove_strangers(out, manifest)
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / ".work")
@@ -258,27 +257,6 @@ def _manifest(
         sources=by_source,
         files=files,
     )
-
-
-def _all_rejects(plan: Plan, done: dict[Piece, dict[str, Any]], records: Records) -> str:
-    """The file of rejects in the order of the rows, with the places that an editor understands."""
-    out: list[str] = []
-    before: Counter[str] = Counter()
-    for piece in sorted(done, key=lambda one: (one.group, one.index)):
-        record = done[piece]
-        paths = [file["path"] for file in record["files"]]
-        if record["rejects"]:
-            part = (records.folder / f"{piece.name}.rejects").read_text(encoding="utf-8")
-            for line in part.split("\n")[:-1]:
-                entry = json.loads(line)
-                path = paths[entry["file"]]
-                lines = ".jsonl" in Path(path).name or path.endswith(".txt")
-                number = before[path] + entry["number"]
-                place = {"file": path, "line" if lines else "row": number}
-                out.append(json.dumps({**place, "cause": entry["cause"], "content": entry["row"]}) + "\n")
-        for file in record["files"]:
-            before[file["path"]] += file["places"]
-    return "".join(out)
 
 
 def _remove_strangers(out: Path, manifest: dict[str, Any]) -> None:
