@@ -132,7 +132,7 @@ def _prepare_tokenizer(run: RunFolder, lineage: LineageConfig, hf_config: dict[s
     if lineage.tokenizer == "builtin":
         wanted = {"tokenizer": "builtin", "vocab_size": hf_config["vocab_size"], "seed": _TOKENIZER_SEED}
     else:
-        if not origin.exists():
+        if not origin.is_dir() and (lineage.tokenizer == "model" or not origin.is_file()):
             what = "model" if lineage.tokenizer == "model" else "tokenizer"
             raise UserError(f"{what}: no folder at '{origin}' to take the tokenizer from")
         wanted = {"tokenizer": str(origin), "origin_sha256": file_sha256(origin_file(origin))}

@@ -23,6 +23,7 @@ from octo_megatron.data.store import TokenWriter, token_type
 from octo_megatron.data.template import TemplateError
 from octo_megatron.data.token_set import MANIFEST, set_manifest
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.data.tokenizer_files import tokenizer_folder
 from octo_megatron.data.work import PieceRows
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1_000_000
@@ -166,7 +167,8 @@ def tokenise(
     """Make the set `out`, or go on making it.
 
     Args:
-        tokenizer: Hugging Face tokenizer folder.
+        tokenizer: in any form that `tokenizer_files.py` reads; one that is no Hugging Face folder is converted to
+            OUT/tokenizer, which a lineage can name as its tokenizer.
         rejects: file for bad rows; None: stop at the first.
         run: who does the pieces (`distribute.with_workers`).
         eos: token that ends a document, where the tokenizer names none.
@@ -177,14 +179,15 @@ def tokenise(
         WorkFailed: a worker broke.
     """
     files = find_files(inputs)
-    made_with = TextTokenizer(tokenizer)
+    folder = tokenizer_folder(tokenizer, out / "tokenizer", eos)
+    made_with = TextTokenizer(folder)
     wanted = {"tokenizer": made_with.sha256, "options": text.plain(), "rejects": rejects is not None}
     plan = make_plan(files, wanted, piece_bytes)
     found = _finished(out, plan, wanted)
     if found is not None:
         shutil.rmtree(out / ".work", ignore_errors=True)
         return Tokenised(found, True)
-    job = TokeniseJob(tokenizer, text)
+    job = TokeniseJob(folder, text)
     records = Records(out / ".work", plan)
     run(plan, job, out, rejects is not None, records.done())
     done = records.done()
