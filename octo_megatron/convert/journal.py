@@ -7,6 +7,7 @@ process group: they share the folder.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.run_folder import read_json, write_json
+from octo_megatron.config.run_folder import read_json
 
 PARTS_FOLDER = "octo_parts"
 """In the folder while it is made; whoever publishes the folder removes it."""
@@ -58,7 +59,7 @@ class Journal:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._journal.mkdir(parents=True)
                 begin()
-                write_json(file, plain)
+                _write(file, plain)
         else:
             _wait(
                 lambda: file.is_file() and read_json(file) == plain,
@@ -73,7 +74,7 @@ class Journal:
 
     def finish(self, part: int, facts: dict[str, Any]) -> None:
         """Note that a part's data is written."""
-        write_json(self._journal / f"{part:06d}.json", facts)
+        _write(self._journal / f"{part:06d}.json", facts)
 
     def _is_done(self, part: int) -> bool:
         return self.done(part) is not None
@@ -96,6 +97,13 @@ class Journal:
                 self.share,
             )
         return [self.done(part) or {} for part in range(parts)]
+
+
+def _write(path: Path, value: Any) -> None:
+    """Whole or not at all for whoever is killed; unlike `write_json` it does not wait for the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _wait(until: Callable[[], bool], problem: str, share: Share) -> None:

@@ -258,7 +258,7 @@ def _extra_states(
     """Each linear layer's `_extra_state` (FP8 scales, of which there are none), which Megatron asks for."""
     empty = io.BytesIO()
     torch.save([None], empty)
-    data, file = empty.getvalue(), "__extra_0.distcp"
+    data, file = empty.getvalue(), "__extra.distcp"
     linears = sorted(
         {key.removesuffix(".weight") for key in shapes if ".linear_" in key and key.endswith(".weight")}
     )
