@@ -87,6 +87,14 @@ octo_idle_starts() { # starts of this job, the latest first, that began at the s
   echo "$count"
 }
 
+octo_leave_if_taken_over() { # SLURM lost sight of this node and started the job again elsewhere: touch nothing
+  local latest
+  latest=$(grep '"event": "start"' "$folder/jobs.jsonl" | tail -n 1)
+  [[ $latest == *"\"job\": \"$SLURM_JOB_ID\", \"start\": $((${SLURM_RESTART_COUNT:-0} + 1)),"* ]] && return
+  octo_say "start $((${SLURM_RESTART_COUNT:-0} + 1)) ended with code $code; the node was taken over by $latest"
+  exit "$code"
+}
+
 octo_give_up_if_idle() {
   (($(octo_idle_starts) < 3)) && return
   octo_say "no progress in three starts (node $node, newest checkpoint: step $(octo_newest_step)); it is not queued again. The reason is above; \`sbatch\` it anew once it is mended"
@@ -106,10 +114,15 @@ octo_requeue() { # why
   exit 75
 }
 
-octo_state() { scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
+octo_state() { # CANCELLED by scancel, which gave no USR1 first; else what SLURM says
+  local state
+  state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
+  [[ $state == COMPLETING && $asked != USR1 ]] && state=CANCELLED # a job that is being ended shows nothing else
+  echo "$state"
+}
 
 octo_ask_to_stop() { # signal: pass it on to the ranks
-  asked=$1 interrupted=1
+  asked=${asked:-$1} interrupted=1 # the first counts: at its limit a job gets USR1 and, if it is late, TERM
   octo_say "got $1: the ranks finish their step and save"
   local pass=USR1
   [[ $launcher == torchrun ]] && pass=TERM # torchrun hands on TERM only
@@ -181,6 +194,7 @@ octo_job() { # DEFAULT_NODE ARGUMENTS...
     octo_launch
     octo_wait
   fi
+  octo_leave_if_taken_over
   case $code:$asked:$(octo_state) in
     0:*) [[ -n $asked && ! -f $folder/done.json && $node != data ]] && octo_requeue "asked to stop by $asked"
       octo_record end '"code": 0, "action": "done"' ;;

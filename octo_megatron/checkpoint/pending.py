@@ -111,7 +111,7 @@ def begin(
             str(aside),
             parallel_strategy(base),
             async_sharded_save=True,
-            validate_access_integrity=base.cached_global_metadata is None,
+            validate_access_integrity=not base.planned,
             content_metadata={"distrib_optim_sharding_type": "fully_reshardable"},
         )
     except (OSError, RuntimeError, CheckpointException) as error:

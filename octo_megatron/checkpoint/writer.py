@@ -110,6 +110,8 @@ class RankFileStrategy(TorchDistSaveShardedStrategy):
     def __init__(self) -> None:
         super().__init__("torch_dist", 1, thread_count=1, cached_metadata=True)
         self.job: Job | None = None
+        # on every rank, other than the metadata, which rank 0 alone is given: all must agree on what is collective
+        self.planned = False
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Path) -> AsyncRequest:
         """Plan with all ranks; nothing is written yet."""
@@ -133,6 +135,7 @@ class RankFileStrategy(TorchDistSaveShardedStrategy):
         )
         # planned afresh, rank 0 gets the metadata of all files; a kept plan goes with the metadata kept then
         self.cached_global_metadata = returned[1] or self.cached_global_metadata
+        self.planned = True
         request = writer.request()
         request.finalize_fns.append(
             lambda: save_state_dict_async_finalize(returned[0], self.cached_global_metadata, returned[2])

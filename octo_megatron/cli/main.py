@@ -9,7 +9,6 @@ from types import FrameType
 import typer
 
 from octo_megatron.cli.convert import export_folder, import_folder, verify_folder
-from octo_megatron.cli.decontaminate import decontaminate
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
@@ -47,7 +46,6 @@ octo inspect RUN --step N      what was in the batch of a step
 
 octo rollouts RUN --step N     the best, worst and longest answers of an RL step
 
-[bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 130 stopped.
 [bold]Exit codes[/bold]: 0 done, 1 a stage crashed, 2 a mistake in what was asked, 4 a bad node,
 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped at once.
 """
@@ -69,7 +67,6 @@ app.command()(report)
 app.command()(inspect)
 app.command()(tokenize)
 app.command()(rollouts)
-app.command()(decontaminate)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command("verify")(verify_folder)

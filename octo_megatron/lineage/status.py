@@ -92,7 +92,10 @@ def _node(
     if jobs:
         return _under_slurm(row, folder, progress, jobs, rows)
     if folder.error.is_file():
-        return replace(row, state="failed", note=str(read_json(folder.error)["message"]))
+        error = read_json(folder.error)
+        return replace(
+            row, state="stopped" if error["kind"] == "stopped" else "failed", note=str(error["message"])
+        )
     held = _held_since(folder.root / "lock") or since
     if progress and held is not None and float(progress["time"]) >= held:
         return replace(_with_time_left(row, rows), state="running", note=str(progress.get("phase", "")))

@@ -111,9 +111,18 @@ def site_file(path: Path, **more: str) -> Path:
 class OnOneMachine:
     """`octo run LINEAGE` in the background, outside of the cluster."""
 
-    def __init__(self, lineage: Path, root: Path):
+    def __init__(self, lineage: Path, root: Path, *words: str):
         self.root, self._log = root, root.with_suffix(".txt")
-        command = [sys.executable, "-m", "octo_megatron.cli.main", "run", str(lineage), "--out", str(root)]
+        command = [
+            sys.executable,
+            "-m",
+            "octo_megatron.cli.main",
+            "run",
+            str(lineage),
+            *words,
+            "--out",
+            str(root),
+        ]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -147,10 +156,8 @@ def weights_of(root: Path, node: str) -> str:
 def step_of(root: Path, node: str) -> int:
     """Last step in a node's metrics, 0 while there is none."""
     metrics = root / "nodes" / node / "metrics.jsonl"
-    rows = metrics.read_text().splitlines() if metrics.is_file() else []
-    return max(
-        (int(found.group(1)) for row in rows if (found := re.match(r'{"step": (\d+)', row))), default=0
-    )
+    rows = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
+    return max((int(json.loads(row)["step"]) for row in rows), default=0)
 
 
 def events(root: Path, node: str) -> list[dict[str, Any]]:

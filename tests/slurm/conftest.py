@@ -89,7 +89,7 @@ nodes:
     max_response_tokens: 48
   evaluate: {{kind: evaluate, of: [short, rl-short], problems: [same], max_response_tokens: 48, samples: 0}}
   export: {{kind: export, parent: long}}
-  endless: {{<<: *train, tokens: 5120, parallel: {{data_parallel_size: 1}}, checkpoint_interval: 0}}
+  endless: {{<<: *train, tokens: 20480, parallel: {{data_parallel_size: 1}}, checkpoint_interval: 0}}
 """
 
 
