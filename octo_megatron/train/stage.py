@@ -86,6 +86,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     while step < steps:
         began, stalled = time.perf_counter(), saver.seconds
         watching.enter("data")
+        phases.mark("log")  # metrics, progress and heartbeat of the step before
         batches = stream.next()
         waited = phases.mark("data")
         watching.enter("forward-backward")
