@@ -18,6 +18,7 @@ import octo_megatron.parallel.device  # noqa: F401  (before megatron)
 from octo_megatron.config.errors import UserError
 from octo_megatron.model.families import HEAD, Kind, ModelShape, family_of
 from octo_megatron.model.slots import check_names, slots, tensor_shapes
+from octo_megatron.parallel.transformer_engine import high_precision
 
 from megatron.core import parallel_state
 
@@ -134,7 +135,7 @@ def _owners(mine: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, torch.dt
 def _gather_tensor_parallel(parameter: Tensor, kind: Kind) -> list[Tensor]:
     """The parameter's parts on all tensor-parallel ranks, in rank order; one part if they are equal."""
     size = parallel_state.get_tensor_model_parallel_world_size()
-    local = parameter.detach()
+    local = high_precision(parameter.detach())
     if kind is Kind.PLAIN or size == 1:
         return [local]
     parts = [torch.empty_like(local) for _ in range(size)]

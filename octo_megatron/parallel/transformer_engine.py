@@ -42,6 +42,11 @@ def _add_weight_gradient(inputs: torch.Tensor, gradient: torch.Tensor, main_grad
     )
 
 
+def high_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """An FP8 parameter in the format it stands for (BF16); any other tensor as it is."""
+    return tensor if type(tensor) in (torch.Tensor, torch.nn.Parameter) else tensor.dequantize()
+
+
 def fp8_problem(recipe: str) -> str | None:
     """Why this process cannot train in FP8 with `recipe` (delayed, tensorwise, blockwise); None when it can."""
     version = version_of("transformer-engine")

@@ -121,6 +121,9 @@ class MegatronTrainer:
             ),
             self.models,
         )
+        if moments:
+            for part in self.optimizer.chained_optimizers:
+                part.init_state_fn = _begin_state
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
         self._names: dict[TokenLoss, list[str]] = {}
@@ -364,7 +367,21 @@ def _moments(optimizer: OptimizerConfig) -> dict[str, Any]:
             "here; use optimizer.moments=fp32"
         )
     dtype = _MOMENT_DTYPES[optimizer.moments]
-    return {"use_precision_aware_optimizer": True, "exp_avg_dtype": dtype, "exp_avg_sq_dtype": dtype}
+    return {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": dtype,
+        "exp_avg_sq_dtype": dtype,
+        # whole master weights: checkpoints then hold the same FP32 tensors whatever the moments are
+        "store_param_remainders": False,
+    }
+
+
+def _begin_state(adam: Any, config: Any = None) -> None:
+    """Moments and master weights of Transformer Engine's AdamW before its first step; Megatron 0.16's own call lacks an
+    argument that Transformer Engine 2.11 asks for."""
+    for p in (p for group in adam.param_groups for p in group["params"]):
+        if not adam.state[p]:
+            adam.initialize_state(p, False)
 
 
 def _tied_copy(model: torch.nn.Module) -> bool:

@@ -18,7 +18,8 @@ class ComputeConfig:
     recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])
     """For selective: core_attn, mlp, layernorm (the last with Transformer Engine only)."""
     lm_head_chunk_tokens: int = 0
-    """Tokens whose logits exist at a time, computed again in the backward pass; 0: all tokens of a micro-batch."""
+    """Tokens whose logits exist at a time, computed again in the backward pass; 0: all tokens of a micro-batch.
+    Without effect on an RL update that asks for entropies: they are made of whole rows of logits."""
     fp8_params: bool = False
     """fp8-*: keep the layers' weights in FP8 and gather them as such over data-parallel ranks. Saves memory and
     traffic; on one H100 it was slower (../shared/design/engines_on_gpu.md), and imported weights start rounded."""
