@@ -9,6 +9,7 @@ from types import FrameType
 import typer
 
 from octo_megatron.cli.convert import export_folder, import_folder, verify_folder
+from octo_megatron.cli.decontaminate import decontaminate
 from octo_megatron.cli.demo import demo
 from octo_megatron.cli.doctor import doctor
 from octo_megatron.cli.inspect import inspect
@@ -67,6 +68,7 @@ app.command()(report)
 app.command()(inspect)
 app.command()(tokenize)
 app.command()(rollouts)
+app.command()(decontaminate)
 app.command("import")(import_folder)
 app.command("export")(export_folder)
 app.command("verify")(verify_folder)

@@ -7,7 +7,9 @@ workers. A piece is done when its record lies in the work folder; the record is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -158,6 +160,32 @@ class Records:
             if record is not None:
                 found[piece] = record
         return found
+
+    def entries(
+        self, done: dict[Piece, dict[str, Any]], kind: str
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """(entry, its place) of the JSON lines that the pieces left beside their records, in the order of the rows.
+
+        An entry says `at`: [file within the group, number within the piece]; its place is file and line, or row.
+        """
+        before: Counter[str] = Counter()
+        for piece in sorted(done, key=lambda one: (one.group, one.index)):
+            files = done[piece]["files"]
+            part = self.folder / f"{piece.name}.{kind}"
+            for line in part.read_text(encoding="utf-8").split("\n")[:-1] if part.is_file() else ():
+                entry = json.loads(line)
+                file, number = entry.pop("at")
+                path = files[file]["path"]
+                lines = ".jsonl" in Path(path).name or path.endswith(".txt")
+                yield entry, {"file": path, "line" if lines else "row": before[path] + number}
+            for one in files:
+                before[one["path"]] += one["places"]
+
+    def all_rejects(self, done: dict[Piece, dict[str, Any]]) -> str:
+        """The file of rejects: one JSON line each, in the order of the rows."""
+        return "".join(
+            json.dumps({**place, **entry}) + "\n" for entry, place in self.entries(done, "rejects")
+        )
 
 
 class Queue:

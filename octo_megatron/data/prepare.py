@@ -21,7 +21,8 @@ from octo_megatron.config.schema import EvaluateNode, LineageConfig, RLNode, Tra
 from octo_megatron.data import builtin
 from octo_megatron.data.problems import dump_problems, make_problems
 from octo_megatron.data.sources import prepare_source, source_set
-from octo_megatron.data.tokenizer import TextTokenizer, fingerprint
+from octo_megatron.data.tokenizer import TextTokenizer, file_sha256
+from octo_megatron.data.tokenizer_files import origin_file, tokenizer_folder
 from octo_megatron.data.whole import WholePacking
 
 _TOKENIZER_SEED = 0
@@ -131,10 +132,10 @@ def _prepare_tokenizer(run: RunFolder, lineage: LineageConfig, hf_config: dict[s
     if lineage.tokenizer == "builtin":
         wanted = {"tokenizer": "builtin", "vocab_size": hf_config["vocab_size"], "seed": _TOKENIZER_SEED}
     else:
-        if not origin.is_dir():
+        if not origin.is_dir() and (lineage.tokenizer == "model" or not origin.is_file()):
             what = "model" if lineage.tokenizer == "model" else "tokenizer"
             raise UserError(f"{what}: no folder at '{origin}' to take the tokenizer from")
-        wanted = {"tokenizer": str(origin), "origin_sha256": fingerprint(origin)}
+        wanted = {"tokenizer": str(origin), "origin_sha256": file_sha256(origin_file(origin))}
     if note.is_file() and read_json(note) == wanted | {"files": _digests(run.tokenizer)}:
         return
     temporary = run.tokenizer.with_name(".tokenizer.tmp")
@@ -145,7 +146,7 @@ def _prepare_tokenizer(run: RunFolder, lineage: LineageConfig, hf_config: dict[s
             builtin.save_tokenizer(
                 builtin.train_tokenizer(_TOKENIZER_SEED, hf_config["vocab_size"]), temporary
             )
-        else:
+        elif tokenizer_folder(origin, temporary) != temporary:
             for name in _TOKENIZER_FILES:
                 if (origin / name).is_file():
                     shutil.copyfile(origin / name, temporary / name)

@@ -11,7 +11,7 @@ it holds is a pure function of the config, the files, the tokenizer and (built-i
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
-from octo_megatron.config.run_folder import read_json, write_json
+from octo_megatron.config.run_folder import read_json, write_json, write_text
 from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data import builtin, read
+from octo_megatron.data.documents import Document, TextOptions, document
 from octo_megatron.data.store import token_type
-from octo_megatron.data.template import TemplateError, render
+from octo_megatron.data.template import TemplateError
 from octo_megatron.data.token_set import SetWriter, TokenisedSet, open_source
 from octo_megatron.data.tokenizer import TextTokenizer
 
@@ -95,34 +96,45 @@ def source_set(folder: Path, part: str = "train") -> TokenisedSet:
     return TokenisedSet(folder / part)
 
 
-def texts(name: str, config: SourceConfig, seed: int) -> Iterator[str]:
-    """Documents of a source in their order, empty ones left out.
+def documents(
+    name: str, config: SourceConfig, seed: int, reject: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[Document]:
+    """Documents of a source in their order.
+
+    Args:
+        reject: takes bad rows; None: stop at the first.
 
     Raises:
         UserError: `file:line: cause` for a row that does not fit.
     """
     if config.builtin:
-        yield from builtin.documents(config.builtin, seed)
+        yield from map(Document, builtin.documents(config.builtin, seed))
         return
+    options = text_options(config)
     for file in config.files:
-        for place, row in read.rows(Path(file)):
+        read.check(Path(file))
+        reader = read.open_pieces(Path(file), read.WHOLE, options.max_row_bytes, options.columns())
+        for number, row in reader.piece(0):
             try:
-                text = _replaced(render(config.text, row), config.replace)
-                text.encode()
+                if isinstance(row, read.BadRow):
+                    raise TemplateError(row.cause)
+                yield document(row, options)
             except TemplateError as error:
-                raise UserError(f"{place}: sources.{name}.text: {error}") from None
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{place}: not valid Unicode text ({error.reason} at {error.start})"
-                ) from None
-            if text.strip():
-                yield text
+                if reject is None:
+                    raise UserError(f"{reader.place(0, number)}: sources.{name}.text: {error}") from None
+                reject({"place": reader.place(0, number), "cause": str(error)})
+        reader.close()
 
 
-def _replaced(text: str, replace: dict[str, str]) -> str:
-    for pattern, value in replace.items():
-        text = re.sub(pattern, value, text)
-    return text
+def text_options(config: SourceConfig) -> TextOptions:
+    """How rows of a source become documents.
+
+    Raises:
+        UserError: the options contradict each other.
+    """
+    return TextOptions(
+        template=config.text, names=config.fields, replace=config.replace, mask_prompt=config.mask_prompt
+    )
 
 
 def _found(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -149,22 +161,31 @@ def _write(
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
     dtype = token_type(tokenizer.size)
-    train = SetWriter(folder / "train", dtype)
-    held_out = SetWriter(folder / "validation", dtype) if config.validation_tokens else None
+    masked = config.mask_prompt
+    train = SetWriter(folder / "train", dtype, masked)
+    held_out = SetWriter(folder / "validation", dtype, masked) if config.validation_tokens else None
+    rejects: list[dict[str, Any]] = []
+    rows = documents(name, config, seed, rejects.append if config.rejects else None)
     split = _Split(config)
     limit = config.tokens or None
-    for batch in _batches(texts(name, config, seed)):
-        for text, ids in zip(batch, tokenizer.encode_documents(batch), strict=True):
+    for batch in _batches(rows):
+        texts = [one.text for one in batch]
+        prompts = [0] * len(batch)
+        if masked:
+            prompts = tokenizer.prompt_lengths(texts, [one.prompt_characters for one in batch])
+        for text, ids, prompt in zip(texts, tokenizer.encode_documents(texts), prompts, strict=True):
             if held_out and split.holds_out(text, held_out.tokens):
-                held_out.append(ids)
+                held_out.append(ids, prompt)
             elif not split.is_held_out(text) and (limit is None or train.tokens < limit):
-                train.append(ids)
+                train.append(ids, prompt)
         report(train.tokens, config.tokens)
         if limit and train.tokens >= limit and (not held_out or held_out.tokens >= config.validation_tokens):
             break
     if held_out and held_out.tokens < config.validation_tokens:
         raise _too_few_held_out(name, config, held_out.tokens, f"one document in {split.every}")
-    return _facts(
+    if config.rejects:
+        write_text(folder / "rejects.jsonl", "".join(json.dumps(row) + "\n" for row in rejects))
+    return {"rejected": len(rejects)} | _facts(
         train.close(tokenizer.eos_id, tokenizer.sha256),
         held_out.close(tokenizer.eos_id, tokenizer.sha256) if held_out else None,
     )
@@ -210,12 +231,12 @@ def _too_few_held_out(name: str, config: SourceConfig, tokens: int, which: str) 
     )
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(rows: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
+    for one in rows:
+        batch.append(one)
+        characters += len(one.text)
         if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -6,7 +6,6 @@ call goes on where it was; when all pieces are there, the manifest is written fr
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from octo_megatron.data.store import TokenWriter, token_type
 from octo_megatron.data.template import TemplateError
 from octo_megatron.data.token_set import MANIFEST, set_manifest
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.data.tokenizer_files import tokenizer_folder
 from octo_megatron.data.work import PieceRows
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1_000_000
@@ -167,7 +167,8 @@ def tokenise(
     """Make the set `out`, or go on making it.
 
     Args:
-        tokenizer: Hugging Face tokenizer folder.
+        tokenizer: in any form that `tokenizer_files.py` reads; one that is no Hugging Face folder is converted to
+            OUT/tokenizer, which a lineage can name as its tokenizer.
         rejects: file for bad rows; None: stop at the first.
         run: who does the pieces (`distribute.with_workers`).
         eos: token that ends a document, where the tokenizer names none.
@@ -178,14 +179,15 @@ def tokenise(
         WorkFailed: a worker broke.
     """
     files = find_files(inputs)
-    made_with = TextTokenizer(tokenizer)
+    folder = tokenizer_folder(tokenizer, out / "tokenizer", eos)
+    made_with = TextTokenizer(folder)
     wanted = {"tokenizer": made_with.sha256, "options": text.plain(), "rejects": rejects is not None}
     plan = make_plan(files, wanted, piece_bytes)
     found = _finished(out, plan, wanted)
     if found is not None:
         shutil.rmtree(out / ".work", ignore_errors=True)
         return Tokenised(found, True)
-    job = TokeniseJob(tokenizer, text)
+    job = TokeniseJob(folder, text)
     records = Records(out / ".work", plan)
     run(plan, job, out, rejects is not None, records.done())
     done = records.done()
@@ -194,7 +196,7 @@ def tokenise(
         raise UserError(f"{out}: {len(left)} pieces are still missing; give the same command again")
     manifest = _manifest(plan, done, made_with, wanted, text)
     if rejects is not None:
-        write_text(rejects, _all_rejects(plan, done, records))
+        write_text(rejects, records.all_rejects(done))
     _remove_strangers(out, manifest)
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / ".work")
@@ -258,27 +260,6 @@ def _manifest(
         sources=by_source,
         files=files,
     )
-
-
-def _all_rejects(plan: Plan, done: dict[Piece, dict[str, Any]], records: Records) -> str:
-    """The file of rejects in the order of the rows, with the places that an editor understands."""
-    out: list[str] = []
-    before: Counter[str] = Counter()
-    for piece in sorted(done, key=lambda one: (one.group, one.index)):
-        record = done[piece]
-        paths = [file["path"] for file in record["files"]]
-        if record["rejects"]:
-            part = (records.folder / f"{piece.name}.rejects").read_text(encoding="utf-8")
-            for line in part.split("\n")[:-1]:
-                entry = json.loads(line)
-                path = paths[entry["file"]]
-                lines = ".jsonl" in Path(path).name or path.endswith(".txt")
-                number = before[path] + entry["number"]
-                place = {"file": path, "line" if lines else "row": number}
-                out.append(json.dumps({**place, "cause": entry["cause"], "content": entry["row"]}) + "\n")
-        for file in record["files"]:
-            before[file["path"]] += file["places"]
-    return "".join(out)
 
 
 def _remove_strangers(out: Path, manifest: dict[str, Any]) -> None:

@@ -15,7 +15,12 @@ from octo_megatron.config.run_folder import read_json
 
 def fingerprint(folder: Path) -> str:
     """sha256 of tokenizer.json; stands in every manifest and is checked wherever tokens meet a model."""
-    return hashlib.sha256(_tokenizer_file(folder).read_bytes()).hexdigest()
+    return file_sha256(_tokenizer_file(folder))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class TextTokenizer:

@@ -99,7 +99,7 @@ class PieceRows:
             raise UserError(f"{reader.place(self._piece.index, place[1])}: {cause}")
         self.rejects += 1
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=True, default=str)
-        entry = {"file": place[0], "number": place[1], "cause": cause, "row": text[:_REJECTED_CHARACTERS]}
+        entry = {"at": place, "cause": cause, "content": text[:_REJECTED_CHARACTERS]}
         self._reject_lines.append(json.dumps(entry) + "\n")
 
     def report(self, documents: int, tokens: int) -> None:

@@ -18,7 +18,7 @@ class SourceConfig:
     tokens: int = 0
     """Tokens to produce (builtin) or to stop after (files, tokenized; 0: all)."""
     files: list[str] = field(default_factory=list)
-    """.jsonl, .jsonl.zst, .json or .parquet files; relative paths start at the working directory."""
+    """.jsonl[.gz|.zst], .json, .parquet or .txt files; relative paths start at the working directory."""
     tokenized: str | None = None
     """Folder that `octo tokenize` made with the lineage's tokenizer, read where it is."""
     published: str = ""
@@ -26,7 +26,14 @@ class SourceConfig:
     tokenize: str = ""
     """The `octo tokenize` line that makes `tokenized`, for the same error."""
     text: str = "{text}"
-    """How a row becomes text: a Python format string over the row's fields."""
+    """How a row becomes text: a Python format string over the row's fields, or the name of a template (plain,
+    question-answer, chat, openr1)."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Field of a named template -> where it stands in the row: {question: problem}."""
+    mask_prompt: bool = False
+    """Leave what a named template calls the prompt out of the loss."""
+    rejects: bool = False
+    """Put bad rows into RUN/data/<source>/rejects.jsonl with their cause, instead of stopping at the first."""
     replace: dict[str, str] = field(default_factory=dict)
     """Regular expression -> what takes its place (\\1: its first group), on the text, in this order."""
     validation_tokens: int = 0

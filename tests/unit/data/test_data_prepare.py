@@ -226,19 +226,40 @@ def test_text_that_is_no_unicode_is_named_by_its_line(make: Callable, tmp_path: 
     with (tmp_path / "web.jsonl").open("a") as file:
         file.write('{"body": "a \\ud800 b"}\n')
     with pytest.raises(
-        UserError, match=r"web\.jsonl:2001: not valid Unicode text \(surrogates not allowed at 2\)"
+        UserError,
+        match=r"web\.jsonl:2001: sources\.web\.text: not valid Unicode text \(surrogates not allowed at 2\)",
     ):
         prepare(run, lineage)
 
 
-def test_empty_documents_are_left_out(make: Callable, tmp_path: Path) -> None:
+def test_empty_documents_are_bad_rows(make: Callable, tmp_path: Path) -> None:
     run, lineage = make()
     text = (tmp_path / "web.jsonl").read_text()
     prepare(run, lineage)
     whole = _texts(run, "train")
     (tmp_path / "web.jsonl").write_text('{"body": ""}\n{"body": " \\n "}\n' + text)
-    prepare(run, lineage)
+    with pytest.raises(UserError, match=r"web\.jsonl:1: sources\.web\.text: the text is empty"):
+        prepare(run, lineage)
+    prepare(run, replace(lineage, sources={"web": replace(lineage.sources["web"], rejects=True)}))
     assert _texts(run, "train") == whole
+    rejects = [json.loads(line) for line in (run.source("web") / "rejects.jsonl").read_text().splitlines()]
+    assert [row["place"] for row in rejects] == [f"{tmp_path}/web.jsonl:{line}" for line in (1, 2)]
+    assert read_json(run.source("web") / "manifest.json")["rejected"] == 2
+
+
+def test_a_named_template_masks_its_prompt(make: Callable, tmp_path: Path) -> None:
+    rows = [{"question": f"the cat {i}", "answer": f"the dog {i}"} for i in range(200)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"files": [str(tmp_path / "many.jsonl")], "text": "question-answer", "mask_prompt": True}
+    run, lineage = make(**fields, validation_tokens=60)
+    prepare(run, lineage)
+    tokenizer = TextTokenizer(run.tokenizer)
+    for part in ("train", "validation"):
+        made = source_set(run.source("web"), part)
+        assert made.masked
+        for i in range(made.documents):
+            text = tokenizer.decode(made.document(i).tolist()[: made.prompt_tokens(i)])
+            assert text.startswith("Question: ") and text.endswith("\nAnswer:")
 
 
 def test_too_little_text_is_named(make: Callable) -> None:

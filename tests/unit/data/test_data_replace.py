@@ -10,7 +10,7 @@ import pytest
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import load_lineage
 from octo_megatron.config.schema import SourceConfig
-from octo_megatron.data.sources import texts
+from octo_megatron.data.sources import documents
 
 GSM8K = {"question": "How many?", "answer": "5+5=<<5+5=10>>10 so\n10*2=<<10*2=20>>20.\n#### 20"}
 LINEAGE = r"""
@@ -32,7 +32,7 @@ def test_calculator_notes_go_and_the_answer_is_marked(tmp_path: Path) -> None:
     (tmp_path / "lineage.yaml").write_text(LINEAGE.replace("FILE", str(data)))
     source = load_lineage(tmp_path / "lineage.yaml").sources["gsm8k"]
     wanted = "Question: How many?\nAnswer: 5+5=10 so\n10*2=20.\nThe answer is \\boxed{20}."
-    assert list(texts("gsm8k", source, 0)) == [wanted]
+    assert [one.text for one in documents("gsm8k", source, 0)] == [wanted]
 
 
 @pytest.mark.parametrize(("pattern", "value"), [("(", ""), ("a", r"\1"), ("a", r"\q")])
