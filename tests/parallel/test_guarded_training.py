@@ -20,6 +20,7 @@ from octo_megatron.checkpoint.digest import weights_sha256
 from octo_megatron.config.schema import OptimizerConfig, ParallelConfig
 from octo_megatron.model.batch import Document, PackedBatch, pack
 from octo_megatron.parallel import world as worlds
+from octo_megatron.parallel.random_state import seed_everything
 from octo_megatron.train.guard import Guard
 from octo_megatron.train.megatron import MegatronTrainer, TokenLoss, next_token_loss
 
@@ -66,7 +67,7 @@ def run(
     world: worlds.World, precision: str, steps: list[int], loss_at: Callable[[int], TokenLoss]
 ) -> tuple[list[str | None], str, list[Tensor]]:
     """(why steps were skipped, digest of the weights, the moments and steps of Adam)."""
-    torch.manual_seed(5)
+    seed_everything(5)
     trainer = MegatronTrainer(CONFIG, LAYOUT, precision, OptimizerConfig(), world)
     guard = Guard(6.0, window=16)
     reasons = [trainer.train_step([batch(step)], loss_at(step), 1e-3, guard.judge).skipped for step in steps]

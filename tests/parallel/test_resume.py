@@ -48,7 +48,7 @@ def _twice(cases: dict[str, Any]) -> list[dict[str, Any]]:
     """Each case undisturbed with a checkpoint at 10, and again from there."""
     runs = []
     for name, case in cases.items():
-        runs.append({"name": name, **case, "until": 20, "save_at": [10]})
+        runs.append({"name": name, **case, "until": 20, "save_at": [5, 7, 10]})
         runs.append({"name": f"{name}, resumed", **case, "load": name, "until": 20})
     return runs
 

@@ -63,7 +63,7 @@ def main(root: Path, node: str, ranks: int, kills: int, seed: int) -> None:
     for _ in range(kills):
         pids = start(root, node, ranks)
         # so many steps further, and then anywhere within one, its checkpoint or the next start
-        more, deadline = moments.choice([0, 0, 1, 2, 3, 5, 8, 13]), time.monotonic() + 60
+        more, deadline = moments.choice([0, 0, 1, 2, 3, 5, 8]), time.monotonic() + 60
         if more:
             while not (RunFolder(root).node(node).root / "heartbeat" / "00000.json").is_file():
                 time.sleep(0.002)
