@@ -70,8 +70,10 @@ def make(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., tuple[RunFolde
 
 
 def _content(run: RunFolder) -> dict[str, bytes]:
-    """Every file of the run but the progress, whose content is the time."""
-    files = sorted(path for path in run.root.rglob("*") if path.is_file() and path.name != "progress.json")
+    """Every file of the run but the progress, whose content is the time (and whose copy a kill may leave aside)."""
+    files = sorted(
+        path for path in run.root.rglob("*") if path.is_file() and "progress.json" not in path.name
+    )
     return {str(path.relative_to(run.root)): path.read_bytes() for path in files}
 
 
