@@ -9,9 +9,9 @@ octo     the whole command from its start: read, check, tokenise, hash, write, m
 simple   one process for the file, one document after another, into Megatron-Core's IndexedDatasetBuilder: what
          Megatron-LM's preprocess_data.py does with a file a process
 
-Tokens a second by the clock, and CPU seconds (all processes) for a million tokens, which another load on the machine does
-not blur. Ratios are to the limit of the same run. The file is not named tokenize.py: beside other scripts
-that name would hide Python's own module.
+Tokens a second by the clock, and CPU seconds (all processes) for a million tokens, which other load on the
+machine blurs less. Ratios are to the limit of the same run. The file is not named tokenize.py: beside other
+scripts that name would hide Python's own module.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """Text -> tokens -> samples. Ground floor: imports only `octo_megatron.config` of the house.
 
-read      rows of .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet and .txt files
-template  a row -> the text of a document
-tokenizer text -> ids, and the fingerprint that says which tokenizer made a set
+read      rows of .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet and .txt files, whole or in pieces (lines)
+template  a row -> text, by a format string or a named template
+documents a row -> a document, or why it is a bad row
+tokenizer text -> ids, and the fingerprint that says which tokenizer made a set (tokenizer_files: its forms)
+tokenise  `octo tokenize`: files -> a set. pieces says what is done by whom, work is a worker, coordinate and
+          distribute have many of them work, worker is their process, mpi makes them ranks
+decontaminate  evaluation items in training text, by the rules of contamination
 store     token files in Megatron's .bin/.idx format
 token_set shards of documents with a manifest, read as one
 sources   one source: its documents, tokenised, with held-out documents apart
