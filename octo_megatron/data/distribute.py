@@ -122,8 +122,9 @@ class Display:
         elif time.monotonic() - self._last > _QUIET_SECONDS:
             self._last = time.monotonic()
             left = (self._total - completed) * seconds / max(1, totals.disk_bytes)
+            until = f"about {_duration(left)} left" if totals.disk_bytes else "starting"
             self._console.print(
-                f"{completed / self._total:4.0%}  {figures}  about {_duration(left)} left",
+                f"{completed / self._total:4.0%}  {figures}  {until}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from octo_megatron.data.tokenizer_files import tokenizer_folder
 from tokenise_here import tokenise_here, write_rows
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.data.token_set import TokenisedSet
 from octo_megatron.data.tokenizer import TextTokenizer
-from octo_megatron.data.tokenizer_files import tokenizer_folder
 
 ODD = [
     " ", "a  b   c ", "  x", "Grüße  日本語 \U0001f600 \t tab\n\nnew\r\nline", "1234567 3.14", "don't I'LL we've",
