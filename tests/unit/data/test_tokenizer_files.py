@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from octo_megatron.data.tokenizer_files import tokenizer_folder
 from tokenise_here import tokenise_here, write_rows
 
 from octo_megatron.config.errors import UserError
+from octo_megatron.data import tokenizer_files
 from octo_megatron.data.token_set import TokenisedSet
 from octo_megatron.data.tokenizer import TextTokenizer
 
@@ -54,7 +54,7 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         reason="Llama-3's tokenizer is missing: pip install --no-deps -r requirements/real-weights.lock",
     )
     path = Path(package.__path__[0]) / "llama3" / "tokenizer.model"
-    return path, tokenizer_folder(path, tmp_path_factory.mktemp("llama3"))
+    return path, tokenizer_files.tokenizer_folder(path, tmp_path_factory.mktemp("llama3"))
 
 
 def test_llama3_gives_tiktokens_ids(llama3: tuple[Path, Path]) -> None:
@@ -117,7 +117,7 @@ def test_sentencepiece_gives_its_own_ids(
 
     path = sentencepiece_model(kind, **options)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    ours = TextTokenizer(tokenizer_folder(path, tmp_path / "made"))
+    ours = TextTokenizer(tokenizer_files.tokenizer_folder(path, tmp_path / "made"))
     assert (ours.eos_id, ours.bos_id, ours.size) == (theirs.eos_id(), theirs.bos_id(), theirs.vocab_size())
     texts = [*ODD, *_texts()]
     different = [text for text in texts if ours.encode(text) != [theirs.bos_id(), *theirs.encode(text)]]
@@ -132,8 +132,7 @@ def test_sentencepiece_gives_its_own_ids(
 
 
 def test_files_and_folders(tokenizer_folder: Path, tmp_path: Path) -> None:
-    from octo_megatron.data.tokenizer_files import tokenizer_folder as folder_of
-
+    folder_of = tokenizer_files.tokenizer_folder
     assert (
         folder_of(tokenizer_folder, tmp_path / "made") == tokenizer_folder
         and not (tmp_path / "made").exists()
