@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 from dataclasses import dataclass
 
 
@@ -30,7 +30,8 @@ def version_of(*distributions: str) -> str | None:
 
 def has_apex_weight_gradient() -> bool:
     """Whether apex's extension for weight gradients is installed."""
-    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    # not importlib.util.find_spec: that would meet the stand-in of parallel/transformer_engine.py among loaded modules
+    return importlib.machinery.PathFinder.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def accelerators(has_gpu: bool) -> list[Accelerator]:

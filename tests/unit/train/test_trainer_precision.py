@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from octo_megatron.config.accelerators import version_of
+from octo_megatron.config.accelerators import accelerators, version_of
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.model import read_hf_config
 from octo_megatron.config.schema import OptimizerConfig, ParallelConfig
@@ -43,6 +44,20 @@ def test_small_moments_are_never_fp32(moments: str, world: worlds.World) -> None
         UserError, match=f"optimizer.moments {moments} needs Transformer Engine's fused AdamW"
     ):
         MegatronTrainer(HF_CONFIG, ParallelConfig(), "bf16", OptimizerConfig(moments=moments), world)
+
+
+def test_the_stand_in_for_apex_is_not_taken_for_apex(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer_engine, "version_of", lambda name: "2.11.0")
+    monkeypatch.delitem(sys.modules, "fused_weight_gradient_mlp_cuda", raising=False)
+    transformer_engine.stand_in_for_apex()
+    try:
+        import fused_weight_gradient_mlp_cuda
+
+        assert fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32 is transformer_engine._add_weight_gradient
+        used = {row.what: row for row in accelerators(has_gpu=True)}
+        assert used["apex"].found == "not installed"
+    finally:
+        sys.modules.pop("fused_weight_gradient_mlp_cuda", None)
 
 
 def test_no_extension_is_asked_for_on_a_cpu() -> None:
