@@ -17,8 +17,8 @@ from octo_megatron.model.slots import parameter_count
 class Ancestry:
     """What is known of a checkpoint's making."""
 
-    base: str
-    """The Hugging Face model it started from; empty: random weights."""
+    base: str | None
+    """The Hugging Face model it started from; empty: random weights; None: not known."""
     steps: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """(node, its done.json), the oldest first."""
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Ancestry:
 def ancestry(facts: dict[str, Any], run: RunFolder | None, node: str | None) -> Ancestry:
     """Walk the run folder from `node` to its root. Without a run only the checkpoint's facts are known."""
     if run is None or node is None:
-        return Ancestry(str(facts.get("hf", "")), facts=facts)
+        return Ancestry(facts.get("hf"), facts=facts)
     steps: list[tuple[str, dict[str, Any]]] = []
     name: str | None = node
     while name and run.node(name).is_done():
@@ -43,8 +43,10 @@ def ancestry(facts: dict[str, Any], run: RunFolder | None, node: str | None) -> 
         done = read_json(done_file)
         if done.get("kind") == "evaluate":
             evaluation |= {name: done["results"][name] for name in names if name in done.get("results", {})}
-    base = next((done["hf"] for _, done in steps if done.get("kind") == "import"), "")
-    return Ancestry(str(base), steps, evaluation, facts)
+    base = next((done["hf"] for _, done in steps if done.get("kind") == "import"), None)
+    if base is None and steps and steps[0][1].get("parent") is None:
+        base = ""
+    return Ancestry(base, steps, evaluation, facts)
 
 
 def card(name: str, hf_config: dict[str, Any], dtype: str, known: Ancestry, report: GateReport) -> str:
@@ -72,12 +74,18 @@ def card(name: str, hf_config: dict[str, Any], dtype: str, known: Ancestry, repo
         "",
         "## Lineage",
         "",
-        f"Starts from {f'`{known.base}`' if known.base else 'random weights'}.",
+        _start(known.base),
         "",
     ]
     lines += _lineage(known)
     lines += _evaluation(known)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _start(base: str | None) -> str:
+    if base is None:
+        return "What it started from is not known."
+    return f"Starts from {f'`{base}`' if base else 'random weights'}."
 
 
 def _omissions(report: GateReport) -> str:
@@ -131,8 +139,9 @@ def _evaluation(known: Ancestry) -> list[str]:
         "| --- " * (len(keys) + 2) + "|",
     ]
     for node, problems, figures in rows:
-        values = " | ".join(f"{figures[key]:.4g}" if key in figures else "–" for key in keys)
-        lines.append(f"| {node} | {problems} | {values} |")
+        values = [figures.get(key) for key in keys]
+        cells = [f"{value:.4g}" if isinstance(value, float) else _short(value) for value in values]
+        lines.append(f"| {node} | {problems} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -112,6 +112,13 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # whatever it is, a user of the folder would meet it too
         raise GateError(f"transformers does not load {path}: {_line(error)}") from error
+    # a tied model may bring its head along (part 4 compares it), old files their rotary tables
+    harmless = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    info["unexpected_keys"] = {
+        key
+        for key in info["unexpected_keys"]
+        if key not in harmless and not key.endswith("rotary_emb.inv_freq")
+    }
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise GateError(

@@ -105,6 +105,15 @@ def test_an_untied_head(tied: Made, tmp_path: Path) -> None:
     assert "ties the head to the embedding, but lm_head.weight is there and differs" in found["files"]
 
 
+def test_a_head_that_comes_along_with_a_tied_model_is_compared_and_fine(tied: Made, tmp_path: Path) -> None:
+    def bring(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+
+    folder = tied.broken(tmp_path / "out", bring)
+    assert _verify(tied, folder, "files", "round-trip", "logits") == {}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
