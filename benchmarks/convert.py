@@ -5,7 +5,8 @@
 A Llama of random weights (FP32; 524 MB of embedding and head, 180 MB a layer) is imported, exported, copied file by
 file and taken through `from_pretrained` + `save_pretrained`, all on the same disk, each in a process of its own that is
 timed after its imports. GB/s = bytes of the weights / seconds. Every round does all of them; ratios are taken within a
-round, and the table gives the median over the rounds. The gate is not in these times. The peak is ru_maxrss of the
+round, and the table gives the median over the rounds; CPU seconds, of all threads, hold on a busy machine too. The gate
+is not in these times. The peak is ru_maxrss of the
 process at its end minus before the conversion.
 """
 
@@ -22,7 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-WAYS = ("copy", "import", "export", "import by 2", "export by 2", "transformers")
+WAYS = ("copy", "import", "export", "transformers")
+SHARED = ("import by 2", "export by 2")
 
 _WORK = """
 import json, os, resource, sys, time
@@ -51,12 +53,13 @@ else:
         transformers.AutoModelForCausalLM.from_pretrained(a, dtype=torch.float32).save_pretrained(b)
 print("ready", flush=True)
 sys.stdin.readline()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resource.getrusage(resource.RUSAGE_SELF)
 began = time.perf_counter()
 work()
 seconds = time.perf_counter() - began
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+after = resource.getrusage(resource.RUSAGE_SELF)
+cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": (after.ru_maxrss - before.ru_maxrss) * 1024}), flush=True)
 """
 
 
@@ -95,7 +98,7 @@ def random_folder(folder: Path, layers: int) -> int:
 
 
 def measure(way: str, a: Path, b: Path) -> dict[str, float]:
-    """Seconds and peak bytes of one way from `a` to `b`; "by N" shares it among N processes."""
+    """Seconds, CPU seconds and peak bytes of one way from `a` to `b`; "by N" shares it among N processes."""
     name, _, number = way.partition(" by ")
     size = int(number or 1)
     shutil.rmtree(b, ignore_errors=True)
@@ -112,7 +115,8 @@ def measure(way: str, a: Path, b: Path) -> dict[str, float]:
         process.stdin.write("\n")
         process.stdin.flush()
     found = [json.loads(process.communicate(timeout=1800)[0]) for process in processes]
-    return {"seconds": found[0]["seconds"], "peak": max(one["peak"] for one in found)}
+    cpu = sum(one["cpu"] for one in found)
+    return {"seconds": found[0]["seconds"], "cpu": cpu, "peak": max(one["peak"] for one in found)}
 
 
 def main() -> None:
@@ -121,26 +125,33 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shared", action="store_true", help="also with two processes")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
     chosen = parser.parse_args()
+    ways = WAYS + SHARED if chosen.shared else WAYS
     with tempfile.TemporaryDirectory(dir=chosen.folder) as work:
         root = Path(work)
         size = random_folder(root / "hf", chosen.layers)
         measure("import", root / "hf", root / "checkpoint")
         places = {"export": root / "checkpoint", "export by 2": root / "checkpoint"}
         rounds = [
-            {way: measure(way, places.get(way, root / "hf"), root / "out") for way in WAYS}
+            {way: measure(way, places.get(way, root / "hf"), root / "out") for way in ways}
             for _ in range(chosen.rounds)
         ]
     print(f"{size / 1e9:.2f} GB of weights in FP32, {chosen.rounds} rounds, {os.cpu_count()} CPU cores\n")
-    print("| way | GB/s | of the copy's speed | times transformers' speed | peak MB over the start |")
-    print("| --- | --- | --- | --- | --- |")
-    for way in WAYS:
+    print(
+        "| way | GB/s | of the copy's speed | times transformers' speed | CPU s a GB | peak MB over the start |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for way in ways:
         speed = statistics.median(size / one[way]["seconds"] / 1e9 for one in rounds)
         of_copy = statistics.median(one["copy"]["seconds"] / one[way]["seconds"] for one in rounds)
         of_theirs = statistics.median(one["transformers"]["seconds"] / one[way]["seconds"] for one in rounds)
         peak = max(one[way]["peak"] for one in rounds) / 1e6
-        print(f"| {way} | {speed:.2f} | {of_copy:.0%} | {of_theirs:.1f} | {peak:.0f} |")
+        cpu = statistics.median(one[way]["cpu"] / size * 1e9 for one in rounds)
+        print(
+            f"| {way} | {speed:.2f} | {of_copy:.0%} | {of_theirs:.1f} | {cpu:.2f} | {peak:.0f} |", flush=True
+        )
 
 
 if __name__ == "__main__":
