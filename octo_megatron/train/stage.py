@@ -57,9 +57,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     assert isinstance(node, TrainNode)
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("start", 0, node.steps)
-    hf_config = read_json(ctx.run.hf_config)
-    precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
-    trainer = MegatronTrainer(hf_config, layout, precision, node.optimizer, world, node.dropout, compute)
+    trainer = _trainer(ctx, node, world)
     mixture = _mixture(ctx, node)
     steps = affordable_steps(ctx.name, node, mixture.end())
     held_out = {name: validation(ctx.run, name, node.seq_length) for name in sorted(node.mixture)}
@@ -72,16 +70,12 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     stream = batch_stream(
         node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds / 2
     )
-    constant = {"kind": "train", "hf_config": hf_config, "fingerprints": fingerprints(ctx, node)}
+    constant = {"kind": "train", "hf_config": trainer.hf_config, "fingerprints": fingerprints(ctx, node)}
     phases.mark("start")
     if step == 0:
         watching.enter("validation")
         metrics.write({"step": 0, "tokens": 0, **validate(trainer, node, held_out)})
         phases.mark("validation")
-
-    def judge(loss: float, grad_norm: float) -> str | None:
-        watching.enter("optimizer")
-        return guard.judge(loss, grad_norm)
 
     while step < steps:
         began, stalled = time.perf_counter(), saver.seconds
@@ -91,7 +85,8 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
         waited = phases.mark("data")
         watching.enter("forward-backward")
         lr = learning_rate(node.schedule, step, steps)
-        done = trainer.train_step(batches, loss, lr, judge, partial(_local, trainer, batches))
+        judge, local = partial(_judge, watching, guard), partial(_local, trainer, batches)
+        done = trainer.train_step(batches, loss, lr, judge, local)
         step += 1
         saver.poll()
         phases.mark("train")
@@ -108,10 +103,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
             watching.enter("validation")
             row |= validate(trainer, node, held_out)
             phases.mark("validation")
-        # while nothing finite comes, the checkpoints from before are not to be pushed out by later ones
-        every = node.checkpoint_interval and step % node.checkpoint_interval == 0 and not guard.not_finite
-        due = every or step in pinned
-        if last or stopping or due:
+        if last or stopping or _due(node, step, pinned, guard):
             watching.enter("checkpoint")
             saver.start(step, {**constant, **_facts(node, mixture, row, guard)})
             row["seconds_checkpoint"] += phases.mark("checkpoint")
@@ -127,8 +119,27 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     saver.close()
     phases.mark("checkpoint")
     metrics.close()
-    parameters, sha256 = trainer.parameter_count, weights_sha256(trainer.chunks, hf_config)
-    if world.is_first:
+    _finish(ctx, node, trainer, steps, mixture, phases)
+
+
+def _trainer(ctx: NodeContext, node: TrainNode, world: worlds.World) -> MegatronTrainer:
+    lineage, hf_config = ctx.lineage, read_json(ctx.run.hf_config)
+    precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
+    layout = lineage.layout_of(ctx.name)
+    return MegatronTrainer(hf_config, layout, precision, node.optimizer, world, node.dropout, compute)
+
+
+def _due(node: TrainNode, step: int, pinned: set[int], guard: Guard) -> bool:
+    """While nothing finite comes, the checkpoints from before are not to be pushed out by later ones."""
+    every = node.checkpoint_interval and step % node.checkpoint_interval == 0
+    return step in pinned or bool(every and not guard.not_finite)
+
+
+def _finish(
+    ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer, steps: int, mixture: Mixture, phases: Phases
+) -> None:
+    parameters, sha256 = trainer.parameter_count, weights_sha256(trainer.chunks, trainer.hf_config)
+    if trainer.world.is_first:
         figures = result(ctx, node, steps, mixture, phases.seconds)
         write_json(ctx.folder.done, {**figures, "parameters": parameters, "weights_sha256": sha256})
 
@@ -143,6 +154,11 @@ def _guard(node: TrainNode, facts: dict[str, Any]) -> Guard:
     if "guard" in facts:
         guard.restore(facts["guard"])
     return guard
+
+
+def _judge(watching: Watch, guard: Guard, loss: float, grad_norm: float) -> str | None:
+    watching.enter("optimizer")
+    return guard.judge(loss, grad_norm)
 
 
 def _retention(node: TrainNode, pinned: set[int]) -> Retention:
