@@ -38,9 +38,10 @@ def describe_step(run: RunFolder, lineage: LineageConfig, name: str, step: int, 
     mixture = open_mixture(run, node.mixture, node.seq_length, seed, node.packing, node.max_epochs)
     tokenizer = TextTokenizer(run.tokenizer)
     first = (step - 1) * node.global_batch_size
+    fill = ", ".join(f"{source} {share:.1%} full" for source, share in mixture.fill().items())
     yield (
         f"node {name}, step {step} of {node.steps}: samples {first} to {first + node.global_batch_size - 1} "
-        f"of {node.seq_length} tokens, packing {node.packing}"
+        f"of {node.seq_length} tokens, packing {node.packing} ({fill})"
     )
     for position in range(first, first + node.global_batch_size):
         yield from _describe_sample(mixture, position, tokenizer, full)

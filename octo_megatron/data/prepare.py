@@ -62,7 +62,8 @@ def prepare(run: RunFolder, lineage: LineageConfig) -> None:
         def packed(done: int, total: int, phase: str = f"packing {name} at {seq_length}") -> None:
             progress.update(phase, done, total)
 
-        WholePacking(source_set(run.source(name)), seq_length, name, packed)
+        whole = WholePacking(source_set(run.source(name)), seq_length, name, packed)
+        print(f"{name}: {whole.samples} samples of {seq_length}, {whole.fill:.2%} full", flush=True)
     for name in _needed_problems(lineage):
         progress.update(f"problems of {name}", 0, 1)
         _prepare_problems(run, name, lineage)
