@@ -114,10 +114,10 @@ octo_requeue() { # why
   exit 75
 }
 
-octo_state() { # CANCELLED by scancel, which gave no USR1 first; else what SLURM says
+octo_state() { # ENDED: by scancel, or with a node that died (SLURM then queues it again); else what SLURM says
   local state
   state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
-  [[ $state == COMPLETING && $asked != USR1 ]] && state=CANCELLED # a job that is being ended shows nothing else
+  [[ $state == COMPLETING && $asked != USR1 ]] && state=ENDED # a job that is being ended shows nothing else
   echo "$state"
 }
 
@@ -199,7 +199,7 @@ octo_job() { # DEFAULT_NODE ARGUMENTS...
     0:*) [[ -n $asked && ! -f $folder/done.json && $node != data ]] && octo_requeue "asked to stop by $asked"
       octo_record end '"code": 0, "action": "done"' ;;
     2:*) octo_record end '"code": 2, "action": "failed: a mistake in what was asked"' ;;
-    *:CANCELLED) octo_record end "\"code\": $code, \"action\": \"cancelled\"" ;;
+    *:ENDED) octo_record end "\"code\": $code, \"action\": \"ended by SLURM: cancelled, or a node failed\"" ;;
     75:*) octo_requeue "saved at step $(octo_newest_step)${asked:+ after $asked}" ;;
     *:?*:*) octo_requeue "asked to stop by $asked, the ranks ended with code $code" ;;
     *) octo_requeue "the ranks ended with code $code" ;;

@@ -119,7 +119,7 @@ def _under_slurm(
         if action.startswith("requeued"):
             return replace(row, state="queued", note=action)
         error = str(read_json(folder.error)["message"]) if folder.error.is_file() else said
-        state = "stopped" if action == "cancelled" else "failed"
+        state = "stopped" if action.startswith("ended by SLURM") else "failed"
         return replace(row, state=state, note=f"{action}: {error}" if error else action)
     silent = now - max(float(last["time"]), float(progress.get("time", 0.0)))
     pace = statistics.median(float(r.get("seconds", 0.0)) for r in rows[-_RECENT_STEPS:]) if rows else 0.0

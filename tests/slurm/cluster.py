@@ -128,7 +128,7 @@ class OnOneMachine:
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def weights(self, node: str, seconds: float = 300) -> str:
+    def weights(self, node: str, seconds: float = 500) -> str:
         """Digest of a node's final weights, once it is done."""
         done = self.root / "nodes" / node / "done.json"
         deadline = time.monotonic() + seconds

@@ -57,13 +57,16 @@ problems:
   rl: {{builtin: rl, count: 32}}
   same: {{builtin: same, count: 8}}
 nodes:
-  base: &train
+  endless: &train
     kind: train
-    tokens: 76800
+    tokens: 20480
     micro_batch_size: 1
     global_batch_size: 4
     mixture: {{web: 1.0}}
     schedule: {{kind: constant, lr: 3.0e-3, warmup_steps: 10}}
+  base:
+    <<: *train
+    tokens: 76800
     parallel: {{data_parallel_size: 2}}
     checkpoint_interval: 25
   stable:
@@ -89,7 +92,6 @@ nodes:
     max_response_tokens: 48
   evaluate: {{kind: evaluate, of: [short, rl-short], problems: [same], max_response_tokens: 48, samples: 0}}
   export: {{kind: export, parent: long}}
-  endless: {{<<: *train, tokens: 20480, parallel: {{data_parallel_size: 1}}, checkpoint_interval: 0}}
 """
 
 

@@ -12,7 +12,7 @@ from octo_megatron.lineage.run_state import load_run
 from octo_megatron.lineage.status import is_over, status_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NODES = ("base", "stable", "short", "long", "rl-short", "evaluate", "export", "endless")
+NODES = ("endless", "base", "stable", "short", "long", "rl-short", "evaluate", "export")
 
 
 @pytest.fixture(scope="module")
