@@ -195,9 +195,10 @@ octo_job() { # DEFAULT_NODE ARGUMENTS...
     octo_wait
   fi
   octo_leave_if_taken_over
+  # srun says 0 too when its node is lost: only the result counts
+  [[ $code == 0 && $node != data && ! -f $folder/done.json ]] && code=1
   case $code:$asked:$(octo_state) in
-    0:*) [[ -n $asked && ! -f $folder/done.json && $node != data ]] && octo_requeue "asked to stop by $asked"
-      octo_record end '"code": 0, "action": "done"' ;;
+    0:*) octo_record end '"code": 0, "action": "done"' ;;
     2:*) octo_record end '"code": 2, "action": "failed: a mistake in what was asked"' ;;
     *:ENDED) octo_record end "\"code\": $code, \"action\": \"ended by SLURM: cancelled, or a node failed\"" ;;
     75:*) octo_requeue "saved at step $(octo_newest_step)${asked:+ after $asked}" ;;

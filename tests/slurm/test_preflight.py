@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cluster import REPOSITORY, Cluster
+from cluster import REPOSITORY, Cluster, site_file
 
 pytestmark = pytest.mark.slow
 OCTO = Path(sys.executable).parent / "octo"
@@ -108,16 +108,47 @@ def test_a_full_disk_is_named(cluster: Cluster, tmp_path: Path) -> None:
     assert not any("node1: cannot write" in line for line in problems)
 
 
-def test_another_package_version_is_named(cluster: Cluster, tmp_path: Path) -> None:
+@contextmanager
+def other_version(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
+    """node2 sees another release of safetensors; yields the real one."""
     site_packages = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
     real = next(site_packages.glob("safetensors-*.dist-info")) / "METADATA"
     other = tmp_path / "METADATA"
     other.write_text(real.read_text().replace("\nVersion: ", "\nVersion: 0.0.1.", 1))
     cluster.run("mount", "--bind", other, real, on="node2")
     try:
-        bad, problems = judged(cluster, tmp_path)
+        yield real.parent.name.split("-")[1].removesuffix(".dist")
     finally:
         cluster.run("umount", real, on="node2")
+
+
+def test_another_package_version_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    with other_version(cluster, tmp_path) as version:
+        bad, problems = judged(cluster, tmp_path)
     assert "node2" in bad.split(",")
-    version = real.parent.name.split("-")[1].removesuffix(".dist")
     assert f"node2: safetensors 0.0.1.{version}, elsewhere {version}" in problems
+
+
+@pytest.mark.parametrize("exclude", [False, True], ids=["the-job-fails", "the-node-is-excluded"])
+def test_a_job_on_a_bad_node(cluster: Cluster, lineage: Path, tmp_path: Path, exclude: bool) -> None:
+    site = site_file(tmp_path / "site.env", OCTO_PREFLIGHT="1", OCTO_EXCLUDE_BAD_NODES=str(int(exclude)))
+    log, root = tmp_path / "job.out", tmp_path / "run"
+    with other_version(cluster, tmp_path):
+        job = cluster.sbatch(
+            "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", f"--output={log}",
+            REPOSITORY / "slurm/stable.sbatch", f"lineage={lineage}", f"out={root}", "node=base",
+            "nodes.base.tokens=10240", OCTO_SITE=str(site),
+        )  # fmt: skip
+        ended = cluster.wait(job, 400)
+    said = log.read_text()
+    assert "octo: bad node: node2: safetensors 0.0.1." in said
+    if exclude:
+        assert (ended["JobState"], ended["NodeList"], ended["ExcNodeList"]) == (
+            "COMPLETED",
+            "node[1,3]",
+            "node2",
+        ), said
+        assert "preflight found bad nodes, excluded: node2; queued again under the same id" in said
+    else:
+        assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "4:0", "0"), said
+        assert not (root / "nodes/base/done.json").exists() and "nothing was started" in said
