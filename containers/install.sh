@@ -33,8 +33,6 @@ PY
 
 project() {
   "$python" -m pip install -q --no-deps --no-build-isolation --editable "$top"
-  mkdir -p "$top/bin"
-  ln -sf "$prefix/bin/octo" "$prefix/bin/python" "$top/bin/"
 }
 
 "$1"

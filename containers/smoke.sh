@@ -3,7 +3,7 @@
 #
 #   docker run --rm --entrypoint /opt/octo_megatron/containers/smoke.sh octo_megatron [KEY=VALUE]...
 set -euo pipefail
-export PATH=/opt/octo_megatron/bin:$PATH
+export PATH=/opt/octo_megatron/env/bin:$PATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"

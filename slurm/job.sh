@@ -118,6 +118,7 @@ octo_state() { # ENDED: by scancel, or with a node that died (SLURM then queues 
   local state
   state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
   [[ $state == COMPLETING && $asked != USR1 ]] && state=ENDED # a job that is being ended shows nothing else
+  [[ $state == PENDING ]] && state=ENDED # queued again already, and we are what is left of the start before
   echo "$state"
 }
 
