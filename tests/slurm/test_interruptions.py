@@ -22,7 +22,9 @@ def long_tokens(alone: OnOneMachine) -> str:
     alone.weights("endless")
     rows = [json.loads(row) for row in (alone.root / "nodes/endless/metrics.jsonl").read_text().splitlines()]
     seconds = statistics.median(row["seconds"] for row in rows if "seconds" in row)
-    steps = min(4000, max(100, round(LONG_SECONDS / seconds)))
+    steps = min(
+        4000, max(300, round(LONG_SECONDS / seconds))
+    )  # 300: measured on a busy machine it would be few
     return f"nodes.endless.tokens={steps * 4 * 128}"
 
 
