@@ -119,6 +119,26 @@ def slice_for_context_rank(batch: PackedBatch, size: int, rank: int) -> PackedBa
     )
 
 
+def extended(batch: PackedBatch, length: int) -> PackedBatch:
+    """`batch` with one more document of padding at its end."""
+    extra = length - batch.length
+    if extra == 0:
+        return batch
+
+    def pad(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(1, extra)], dim=1)
+
+    return PackedBatch(
+        pad(batch.tokens),
+        pad(batch.labels),
+        pad(batch.loss_mask),
+        torch.cat([batch.position_ids, torch.arange(extra)[None]], dim=1),
+        torch.cat([batch.cu_seqlens, batch.cu_seqlens.new_tensor([length])]),
+        max(batch.max_seqlen, extra),
+        {k: pad(v) for k, v in batch.extras.items()},
+    )
+
+
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 

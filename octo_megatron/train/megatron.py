@@ -12,15 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from octo_megatron.config.accelerators import accelerators, version_of
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.accelerators import accelerators
 from octo_megatron.config.schema import ComputeConfig, OptimizerConfig, ParallelConfig
 from octo_megatron.config.schema.precision import fp8_recipe, is_fp8
-from octo_megatron.model.batch import PackedBatch, context_indices, length_multiples, slice_for_context_rank
+from octo_megatron.model.batch import (
+    PackedBatch,
+    context_indices,
+    extended,
+    length_multiples,
+    slice_for_context_rank,
+)
 from octo_megatron.model.build import build_model, transformer_config
 from octo_megatron.model.vocab_parallel import ENTROPY, logprobs_and_entropy
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
 from octo_megatron.parallel.world import World
+from octo_megatron.train.optimizer import check_moments, distributed_adam
 
 from megatron.core import parallel_state
 from megatron.core.distributed import (
@@ -28,16 +34,12 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 _ROW_MULTIPLE = {"fp8-delayed": 16, "fp8-tensorwise": 16, "fp8-blockwise": 128}
 """Tokens of a row on one rank, where a precision asks for a multiple (Transformer Engine's FP8 products)."""
-
-_MOMENT_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.uint8}
 
 TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
@@ -82,7 +84,7 @@ class MegatronTrainer:
         self.optimizer_config, self.compute = optimizer, compute or ComputeConfig()
         self.config = transformer_config(hf_config, layout, precision, self.compute)
         self.config.attention_dropout = self.config.hidden_dropout = dropout
-        moments = _moments(optimizer)
+        check_moments(optimizer)
         if world.is_first and ON_CUDA:
             for found in accelerators(ON_CUDA):
                 print(f"{found.what} {found.found}: {found.used}", flush=True)
@@ -102,28 +104,10 @@ class MegatronTrainer:
         if layout.overlap_grad_reduce:
             no_sync = [model.no_sync for model in self.models]
             self.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=1.0,  # set before every step
-                min_lr=0.0,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                bf16=self.config.bf16,
-                params_dtype=self.config.params_dtype,
-                use_distributed_optimizer=True,
-                overlap_param_gather=ddp.overlap_param_gather,
-                fp8_recipe=fp8_recipe(precision) if fp8_params else None,
-                **moments,
-            ),
-            self.models,
+        recipe = fp8_recipe(precision) if fp8_params else None
+        self.optimizer = distributed_adam(
+            self.models, self.config, optimizer, ddp.overlap_param_gather, recipe
         )
-        if moments:
-            for part in self.optimizer.chained_optimizers:
-                part.init_state_fn = _begin_state
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
         self._names: dict[TokenLoss, list[str]] = {}
@@ -300,7 +284,7 @@ class MegatronTrainer:
         lengths = [-(-b.length // per_row) * per_row for b in batches]
         if self.layout.pipeline_model_parallel_size > 1:
             lengths = [max(lengths)] * len(lengths)
-        return [_extended(b, length) for b, length in zip(batches, lengths, strict=True)]
+        return [extended(b, length) for b, length in zip(batches, lengths, strict=True)]
 
     def _add_up(
         self, figures: list[dict[str, Tensor]], loss: TokenLoss, local: dict[str, float] | None = None
@@ -356,60 +340,12 @@ def _wait_for_device() -> None:
     torch.cuda.current_stream().synchronize()
 
 
-def _moments(optimizer: OptimizerConfig) -> dict[str, Any]:
-    """Megatron's options for moments in a format below FP32."""
-    if optimizer.moments == "fp32":
-        return {}
-    if version_of("transformer-engine") is None or not ON_CUDA:
-        missing = "a CUDA device" if not ON_CUDA else "Transformer Engine"
-        raise UserError(
-            f"optimizer.moments {optimizer.moments} needs Transformer Engine's fused AdamW, and {missing} is missing "
-            "here; use optimizer.moments=fp32"
-        )
-    dtype = _MOMENT_DTYPES[optimizer.moments]
-    return {
-        "use_precision_aware_optimizer": True,
-        "exp_avg_dtype": dtype,
-        "exp_avg_sq_dtype": dtype,
-        # whole master weights: checkpoints then hold the same FP32 tensors whatever the moments are
-        "store_param_remainders": False,
-    }
-
-
-def _begin_state(adam: Any, config: Any = None) -> None:
-    """Moments and master weights of Transformer Engine's AdamW before its first step; Megatron 0.16's own call lacks an
-    argument that Transformer Engine 2.11 asks for."""
-    for p in (p for group in adam.param_groups for p in group["params"]):
-        if not adam.state[p]:
-            adam.initialize_state(p, False)
-
-
 def _tied_copy(model: torch.nn.Module) -> bool:
     return bool(model.share_embeddings_and_output_weights) and not model.pre_process
 
 
 def _mean(sums: dict[str, float]) -> dict[str, float]:
     return {**sums, "loss": sums["loss_sum"] / max(1.0, sums["tokens"])}
-
-
-def _extended(batch: PackedBatch, length: int) -> PackedBatch:
-    """`batch` with one more document of padding at its end."""
-    extra = length - batch.length
-    if extra == 0:
-        return batch
-
-    def pad(x: Tensor) -> Tensor:
-        return torch.cat([x, x.new_zeros(1, extra)], dim=1)
-
-    return PackedBatch(
-        pad(batch.tokens),
-        pad(batch.labels),
-        pad(batch.loss_mask),
-        torch.cat([batch.position_ids, torch.arange(extra)[None]], dim=1),
-        torch.cat([batch.cu_seqlens, batch.cu_seqlens.new_tensor([length])]),
-        max(batch.max_seqlen, extra),
-        {k: pad(v) for k, v in batch.extras.items()},
-    )
 
 
 def _to_device(batch: PackedBatch) -> PackedBatch:
