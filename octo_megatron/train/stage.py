@@ -65,7 +65,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     inherited, pinned = tokens_before(ctx), lineage.pinned_steps(ctx.name)
     facts = begin(ctx, node, trainer)
     step, loss, guard = int(facts["step"]), SourceLoss(tuple(node.mixture)), _guard(node, facts)
-    metrics = Metrics(ctx, step, world.is_first)
+    metrics = Metrics(ctx, step or -1, world.is_first)  # anew from step 0: its row too
     saver = Saver(ctx.folder.checkpoints, trainer, _retention(node, pinned), watching.fence, _speaker(world))
     stream = batch_stream(
         node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds / 2
