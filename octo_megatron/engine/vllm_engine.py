@@ -83,13 +83,18 @@ _VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 class Sampling:
     """How a list of prompts is continued."""
 
-    max_tokens: int
+    max_tokens: int | Sequence[int]
+    """At most, of each answer; a list: one a prompt."""
     temperature: float = 1.0
     """0: greedy."""
     seeds: Sequence[int] | None = None
     """One a prompt; needed unless greedy."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end an answer, usually the tokenizer's eos."""
+
+    def limits(self, prompts: int) -> list[int]:
+        """Most tokens of the answer to each of so many prompts."""
+        return [self.max_tokens] * prompts if isinstance(self.max_tokens, int) else list(self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -210,13 +215,12 @@ class Engine:
             return []
         if sampling.temperature > 0 and (sampling.seeds is None or len(sampling.seeds) != len(prompts)):
             raise ValueError("sampling at a temperature needs one seed a prompt")
-        longest = max(len(p) for p in prompts)
-        if longest + sampling.max_tokens > self.max_model_len:
-            raise ValueError(
-                f"{longest} prompt tokens + {sampling.max_tokens} > max_model_len {self.max_model_len}"
-            )
+        limits = sampling.limits(len(prompts))
+        longest = max(len(p) + limit for p, limit in zip(prompts, limits, strict=True))
+        if longest > self.max_model_len:
+            raise ValueError(f"{longest} tokens of prompt and answer > max_model_len {self.max_model_len}")
         seeds = sampling.seeds if sampling.temperature > 0 and sampling.seeds else [None] * len(prompts)
-        settings = [_settings(sampling, seed) for seed in seeds]
+        settings = [_settings(sampling, n, seed) for n, seed in zip(limits, seeds, strict=True)]
         with random_state_kept():
             self._reset_prefix_cache()
             outputs = self._llm.generate(
@@ -224,7 +228,7 @@ class Engine:
             )
         return [self._completion(output, sampling) for output in outputs]
 
-    def load_weights(self, items: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def load_weights(self, items: Iterable[tuple[str, Tensor]], version: int) -> dict[str, int] | None:
         """Replace all weights by a full Hugging Face state dict and forget what the old ones computed.
 
         Goes through `reload_weights`, which also packs the weights anew for the CPU kernels (writing into the
@@ -235,6 +239,7 @@ class Engine:
         """
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._checked(items)})
         self.weights_written(version)
+        return None
 
     def live_parameters(self) -> dict[str, Tensor]:
         """vLLM's own parameters on this rank, to be written in place; GPU only (on CPU they are packed away).
@@ -301,9 +306,9 @@ class Engine:
         return Completion(ids, logprobs, bool(ids) and ids[-1] in sampling.stop_ids, self.weight_version)
 
 
-def _settings(sampling: Sampling, seed: int | None) -> SamplingParams:
+def _settings(sampling: Sampling, max_tokens: int, seed: int | None) -> SamplingParams:
     return SamplingParams(
-        max_tokens=sampling.max_tokens,
+        max_tokens=max_tokens,
         temperature=sampling.temperature,
         seed=seed,
         logprobs=0,  # of the sampled token only

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from octo_megatron.config.errors import UserError
 from octo_megatron.data.problems import Problem
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.engine.sampler import Sampler
 from octo_megatron.engine.vllm_engine import Engine, Sampling
 from octo_megatron.grade import grade
 from octo_megatron.parallel.world import World
@@ -28,7 +29,7 @@ class Answer:
 
 
 def solve(
-    engine: Engine,
+    engine: Engine | Sampler,
     tokenizer: TextTokenizer,
     problems: Sequence[Problem],
     max_tokens: int,
@@ -54,7 +55,7 @@ def solve(
 
 
 def evaluate_greedy(
-    engine: Engine,
+    engine: Engine | Sampler,
     tokenizer: TextTokenizer,
     problems: Sequence[Problem],
     max_tokens: int,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.model.batch import Document, PackedBatch, length_multiples, pack
-from octo_megatron.rl.losses import ADVANTAGE, ENGINE, LENGTH, OLD, SEGMENT, WEIGHT
+from octo_megatron.rl.losses import ADVANTAGE, ENGINE, FRESH, LENGTH, OLD, SEGMENT, WEIGHT
 from octo_megatron.rl.rollout import Sample
 
 
@@ -60,6 +60,8 @@ class Target:
     """One for the whole answer, or one a token, float32 [answer]."""
     weight: float = 1.0
     """Of each of its tokens (losses/aggregate.py)."""
+    fresh: float | Tensor = 1.0
+    """1 for tokens of the trainer's present weights, 0 for older ones, which may differ from them."""
 
 
 def planned(samples: Sequence[Sample], capacity: int, layout: ParallelConfig, size: int) -> list[list[int]]:
@@ -114,6 +116,7 @@ def document(sample: Sample, target: Target) -> Document:
         ADVANTAGE: placed(target.advantage),
         ENGINE: placed(torch.tensor(sample.logprobs)),
         OLD: torch.zeros_like(mask),
+        FRESH: placed(target.fresh),
         WEIGHT: placed(target.weight),
         LENGTH: placed(float(answer)),
         SEGMENT: torch.zeros_like(mask),

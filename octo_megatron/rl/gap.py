@@ -12,7 +12,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import RLNode
 from octo_megatron.model.batch import PackedBatch
 from octo_megatron.parallel.world import World
-from octo_megatron.rl.losses import ENGINE
+from octo_megatron.rl.losses import ENGINE, FRESH
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,17 @@ class Gap:
 
 
 def measure(batches: Sequence[PackedBatch], trained: Sequence[Tensor], limit: float, world: World) -> Gap:
-    """Compare the batches' engine log-probabilities with the trainer's, [1, t] a batch. Collective."""
+    """Compare the batches' engine log-probabilities with the trainer's, [1, t] a batch. Collective.
+
+    Only tokens of the trainer's present weights (`extras[FRESH]`) count; others differ because they should.
+    """
     highest, total, factors, count, beyond = 0.0, 0.0, 0.0, 0, 0
     for batch, found in zip(batches, trained, strict=True):
-        apart = (found - batch.extras[ENGINE]).abs().nan_to_num(nan=math.inf)
+        fresh = batch.extras[FRESH] * batch.loss_mask
+        apart = (found - batch.extras[ENGINE]).abs().nan_to_num(nan=math.inf).masked_fill(fresh == 0, 0.0)
         highest = max(highest, float(apart.max()))
-        total, count = total + float(apart.double().sum()), count + int(batch.loss_mask.sum())
-        factors += float((apart.double().exp() * batch.loss_mask).sum())
+        total, count = total + float(apart.double().sum()), count + int(fresh.sum())
+        factors += float((apart.double().exp() * fresh).sum())
         beyond += int((apart > limit).sum())
     parts = world.all_gather_object((highest, total, count, beyond, factors))
     tokens = max(1, sum(p[2] for p in parts))
@@ -54,7 +58,7 @@ def measure(batches: Sequence[PackedBatch], trained: Sequence[Tensor], limit: fl
         mean=sum(p[1] for p in parts) / tokens,
         tokens=sum(p[2] for p in parts),
         beyond=sum(p[3] for p in parts),
-        mult_error=sum(p[4] for p in parts) / tokens,
+        mult_error=sum(p[4] for p in parts) / tokens if any(p[2] for p in parts) else 1.0,
     )
 
 

@@ -3,6 +3,7 @@
 NODE/phases/step_00007/drawn_0.json        the prompts that were drawn (round 0; dynamic sampling has more)
 NODE/phases/step_00007/answers_0.jsonl.zst  the answers to them: tokens, log-probabilities, versions
 NODE/phases/step_00007/rewards_0.json      the parts of their rewards
+NODE/phases/step_00007/carried.jsonl.zst   answers that step 6 began and did not end (partial_tokens)
 NODE/phases/step_00007/update.json         the step's row of metrics, when its updates and refit were done
 NODE/rollouts/step_00007.jsonl.zst         prompt, answer, reward, versions of every answer: for people
 
@@ -63,10 +64,26 @@ class StepRecords:
             found = Answers([Sample(**row) for row in rows], facts["seconds"])
         return self._world.broadcast_object(found)
 
+    def has_answers(self, step: int) -> bool:
+        """Whether an earlier process has recorded the first answers of a step. Collective."""
+        path = self._of(step) / "answers_0.jsonl.zst"
+        return bool(self._world.broadcast_object(self._world.is_first and path.is_file()))
+
     def keep_answers(self, step: int, round_: int, answers: Answers) -> None:
         rows = [{"seconds": answers.seconds}, *map(dataclasses.asdict, answers.samples)]
         if self._world.is_first:
             write_zst(self._of(step) / f"answers_{round_}.jsonl.zst", rows)
+
+    def carried(self, step: int) -> list[Sample]:
+        """Unfinished groups that the step before left to `step`. Collective."""
+        path = self._of(step) / "carried.jsonl.zst"
+        there = self._world.is_first and path.is_file()
+        found = [Sample(**row) for row in read_zst(path)] if there else []
+        return list(self._world.broadcast_object(found))
+
+    def keep_carried(self, step: int, samples: list[Sample]) -> None:
+        if self._world.is_first:
+            write_zst(self._of(step) / "carried.jsonl.zst", map(dataclasses.asdict, samples))
 
     def rewards(self, step: int, round_: int) -> dict[str, Any] | None:
         """What `keep_rewards` was given, None where the answers have to be graded. Collective."""
@@ -138,6 +155,7 @@ def shown(samples: Sequence[Sample], prompts: Sequence[str], answers: Sequence[s
             "finished": s.finished,
             "problem": s.problem,
             "weight_version": s.weight_version,
+            "versions": s.versions,
         }
         for s, prompt, answer in zip(samples, prompts, answers, strict=True)
     ]

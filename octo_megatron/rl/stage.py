@@ -23,6 +23,7 @@ from octo_megatron.data.problems import Problem, load_problems
 from octo_megatron.data.tokenizer import TextTokenizer
 from octo_megatron.engine.refit.pieces import EngineLayout
 from octo_megatron.engine.refit.refit import Refit
+from octo_megatron.engine.sampler import EngineLost, Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.evaluate.solve import longest_prompt
 from octo_megatron.parallel import world as worlds
@@ -63,15 +64,15 @@ def run(ctx: NodeContext) -> None:
     facts, reference = _begin(ctx, node, trainer)
     step, elsewhere = int(facts["step"]), dict(facts["seconds"])
     engine_layout = _engine_layout(ctx.name, node, world)
-    answers = -(-node.prompts_per_step // engine_layout.data_parallel_size) * node.samples_per_prompt
-    engine = Engine.of(
+    engine = _engine(ctx, node, engine_layout, hf_config, prompt_tokens + node.max_response_tokens, world)
+    refit = Refit(
         hf_config,
-        lineage.dtype_of(ctx.name),
-        prompt_tokens + node.max_response_tokens,
-        min(answers, _AT_ONCE),
-        engine_layout.tensor_parallel_size,
+        layout,
+        engine_layout,
+        trainer.config.params_dtype,
+        node.engine.proof_interval,
+        separate=node.engine.placement == "separate",
     )
-    refit = Refit(hf_config, layout, engine_layout, trainer.config.params_dtype, node.engine.proof_interval)
     records = StepRecords(ctx.folder.root, world)
     rewarder = Rewarder(ctx.name, node, problems, world, lineage.threads)
     updater = Updater(ctx.name, node, lineage.seed, trainer, reference)
@@ -86,34 +87,41 @@ def run(ctx: NodeContext) -> None:
     before = watch.before()
     phases.mark("evaluate")
     stopped = watch.collapsed(step)
+    lost = ""
     while step < node.steps and not stopped:
-        row = learner.step(step + 1)
-        step += 1
+        try:
+            row = learner.step(step + 1)
+        except EngineLost as error:
+            # nothing was trained yet in this step: the weights are those after the last one
+            lost = str(error)
+        else:
+            step += 1
         phases.mark("steps")
-        validate = node.validation_interval and step % node.validation_interval == 0
+        validate = not lost and node.validation_interval and step % node.validation_interval == 0
         if validate:
             row |= watch.validate(step)
             phases.mark("evaluate")
-        metrics.write(row)
-        progress.update("rl", step, node.steps, reward=row["reward"], response_length=row["response_length"])
-        stopped = watch.collapsed(step)
+        if not lost:
+            metrics.write(row)
+            figures = {name: row[name] for name in ("reward", "response_length")}
+            progress.update("rl", step, node.steps, **figures)
+            stopped = watch.collapsed(step)
         due = node.checkpoint_interval and step % node.checkpoint_interval == 0
-        if due or step == node.steps or stopped or (validate and watch.is_best(step)):
-            state = {
-                "kind": "rl",
-                "step": step,
-                "weight_version": learner.position.updates,
-                "prompts": learner.position.prompts,
-                "seconds": _added(elsewhere, phases),
-                "lr": node.lr,
-                "hf_config": hf_config,
-                "config_digest": digest(to_plain(node)),
-            }
+        if due or step == node.steps or stopped or lost or (validate and watch.is_best(step)):
             folder = store.step_folder(ctx.folder.checkpoints, step)
-            store.save(folder, trainer, state, node.keep_checkpoints)
-            watch.saved(step, folder)
-            records.covered(step)
+            if step and not (lost and folder.is_dir()):
+                seconds = _added(elsewhere, phases)
+                store.save(
+                    folder, trainer, _facts(node, step, learner, seconds, hf_config), node.keep_checkpoints
+                )
+                watch.saved(step, folder)
+                records.covered(step)
             phases.mark("checkpoint")
+        if lost:
+            raise UserError(
+                f"node {ctx.name}, step {step + 1}: {lost}; the weights after step {step} are saved; look at "
+                f"{ctx.folder.log}, then run again"
+            )
 
     after = watch.evaluate("after")
     phases.mark("evaluate")
@@ -127,6 +135,48 @@ def run(ctx: NodeContext) -> None:
     engine.close()
     world.barrier()
     world.stop()
+
+
+def _facts(
+    node: RLNode, step: int, learner: Learner, seconds: dict[str, float], hf_config: dict[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return {
+        "kind": "rl",
+        "step": step,
+        "weight_version": learner.position.updates,
+        "prompts": learner.position.prompts,
+        "seconds": seconds,
+        "lr": node.lr,
+        "hf_config": hf_config,
+        "config_digest": digest(to_plain(node)),
+    }
+
+
+def _engine(
+    ctx: NodeContext,
+    node: RLNode,
+    layout: EngineLayout,
+    hf_config: dict[str, Any],
+    max_model_len: int,
+    world: World,
+) -> Engine | Sampler:
+    """The engine of this rank: in this process, or a sampler in its own."""
+    answers = -(-node.prompts_per_step // layout.data_parallel_size) * node.samples_per_prompt
+    dtype, at_once = ctx.lineage.dtype_of(ctx.name), min(answers, _AT_ONCE)
+    if node.engine.placement == "separate":
+        config = node.engine
+        return Sampler(
+            hf_config,
+            dtype,
+            max_model_len,
+            at_once,
+            world.rank,
+            world.world_size,
+            config.deadline_seconds,
+            config.device,
+        )
+    return Engine.of(hf_config, dtype, max_model_len, at_once, layout.tensor_parallel_size)
 
 
 def _engine_layout(name: str, node: RLNode, world: World) -> EngineLayout:

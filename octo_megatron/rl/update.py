@@ -50,8 +50,12 @@ class Updater:
         self.trainer, self.reference, self.world = trainer, reference, trainer.world
         self.loss = PolicyLoss.of(node, context_sum)
 
-    def run(self, step: int, samples: list[Sample]) -> Update:
+    def run(self, step: int, samples: list[Sample], version: int) -> Update:
         """All updates of one step. Collective.
+
+        Args:
+            version: of the trainer's weights. Tokens of older ones (engine.lag, partial_tokens) are not compared with
+                the trainer.
 
         Raises:
             UserError: engine and trainer disagree by more than the node's limits.
@@ -64,10 +68,10 @@ class Updater:
         live = [i for i in range(len(samples)) if self._counts(samples[i], advantages[i])]
         keys = [sample_seed(self.seed, "rl order", step, i) for i in live]
         parts = mini_batches(live, node.updates_per_step, keys)
-        updates = [self._batches(step, samples, advantages, part) for part in parts]
+        updates = [self._batches(step, samples, advantages, part, version) for part in parts]
         # with nothing to train on, one group still shows whether engine and trainer agree
         group = list(range(node.samples_per_prompt))
-        shown = updates or [self._batches(step, samples, advantages, group)]
+        shown = updates or [self._batches(step, samples, advantages, group, version)]
         row = self._compare(step, [batch for batches in shown for batch in batches])
         row |= self._train(updates)
         return Update(samples, advantages, live, len(updates), row)
@@ -107,12 +111,15 @@ class Updater:
         return row | ({"policy_entropy": share("entropy")} if self.loss.needs_entropy else {})
 
     def _batches(
-        self, step: int, samples: list[Sample], advantages: list[float], part: list[int]
+        self, step: int, samples: list[Sample], advantages: list[float], part: list[int], version: int
     ) -> list[PackedBatch]:
         weights = token_weights(
             [len(samples[i].token_ids) for i in part], self.node.aggregation, self.node.response_tokens(step)
         )
-        targets = [Target(advantages[i], weight) for i, weight in zip(part, weights, strict=True)]
+        targets = [
+            Target(advantages[i], weight, torch.tensor(samples[i].fresh(version)))
+            for i, weight in zip(part, weights, strict=True)
+        ]
         return self._packed([samples[i] for i in part], targets)
 
     def _packed(self, samples: list[Sample], targets: Sequence[Target]) -> list[PackedBatch]:

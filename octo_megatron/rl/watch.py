@@ -13,6 +13,7 @@ from octo_megatron.config.schema import RLNode
 from octo_megatron.config.schema.rl import CollapseConfig
 from octo_megatron.data.problems import Problem
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.engine.sampler import Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.evaluate.solve import evaluate_greedy
 from octo_megatron.parallel.world import World
@@ -28,7 +29,7 @@ class Watch:
         self,
         ctx: NodeContext,
         node: RLNode,
-        engine: Engine,
+        engine: Engine | Sampler,
         tokenizer: TextTokenizer,
         tests: dict[str, list[Problem]],
         world: World,

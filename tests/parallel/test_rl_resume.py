@@ -32,11 +32,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("resume") / "run")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+# rounds and carried answers: where in the stream of prompts a run is must survive too
+MODES = {1: {"dynamic_sampling_rounds": 1}, 2: {"partial_tokens": 7}}
+
+
+@pytest.mark.parametrize("processes", MODES)
 def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> None:
-    layout = {"data_parallel_size": processes}
-    # dynamic sampling makes rounds; the prompts' position must survive too
-    changes = {"parallel": layout, "dynamic_sampling_rounds": 1}
+    changes = {"parallel": {"data_parallel_size": processes}, **MODES[processes]}
     undisturbed = copy(made, tmp_path / "undisturbed", **changes)
     wait(start(undisturbed, processes=processes), undisturbed)
 
@@ -51,7 +53,7 @@ def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> Non
             ]
             time.sleep(0.001)
         os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
-        group.end(grace_seconds=0.1)
+        group.end()
         for record in (root / "nodes/rl/phases").glob("step_*/answers_0.jsonl.zst"):
             seconds = max(read_zst(record)[0]["seconds"])
             assert sampled.setdefault(int(record.parent.name[5:]), seconds) == seconds

@@ -109,3 +109,66 @@ def test_evaluate_compares_nodes_and_repeats_none(undisturbed, tmp_path):
     again = json.loads((root / "nodes/evaluate/done.json").read_text())
     assert again["results"] == {**done["results"], **kept["results"]}
     assert again["seconds"] > 1000
+
+
+CUSTOM = """
+def reward(prompt, text, answer):
+    if "boxed" not in text:
+        raise ValueError("nothing is marked")
+    return {"style": 0.1 * text.startswith("=")}
+"""
+
+
+def test_other_algorithms_and_reward_parts(made, tmp_path):
+    """Most of the options at once, two processes: KL from the parent in the reward, then in the loss."""
+    (tmp_path / "mine.py").write_text(CUSTOM)
+    reward = {"format": 0.2, "length": 0.1, "file": str(tmp_path / "mine.py"), "errors_are_zero": True}
+    changes = {
+        "steps": 3,
+        "advantages": "rloo",
+        "loss": "gspo",
+        "clip_ratio_low": 0.05,
+        "aggregation": "sequence",
+        "reward": reward,
+        "overlong": {"buffer_tokens": 4, "penalty": 0.5, "filter": True},
+        "response_schedule": [
+            {"from_step": 1, "max_response_tokens": 10},
+            {"from_step": 2, "max_response_tokens": 13},
+        ],
+        "validation_interval": 2,
+        "parallel": {"data_parallel_size": 2},
+    }
+    in_reward = {"kl": {"coefficient": 0.5, "estimator": "k1", "place": "reward"}}
+    in_loss = {"kl": {"coefficient": 0.5, "estimator": "k3"}, "entropy_coefficient": 0.01}
+    for name, kl in (("reward", in_reward), ("loss", in_loss)):
+        root = copy(made, tmp_path / name, **changes, **kl)
+        wait(start(root, "rl", 2), root)
+        found = rows(root)
+        assert [row["max_response_tokens"] for row in found] == [10, 13, 13]
+        # before the first update the policy is the reference
+        assert abs(found[0]["kl"]) < 1e-6 and found[2]["kl"] > 1e-6
+        for row in found:
+            parts = sum(v for k, v in row.items() if k.startswith("reward_"))
+            assert row["reward"] == pytest.approx(parts)
+            assert 0 <= row["reward_format"] < 0.2001 and -0.1001 < row["reward_length"] <= 0
+            assert row["reward_overlong"] <= 0 and row["reward_style"] >= 0
+        assert ("reward_kl" in found[2]) == (name == "reward") and ("policy_entropy" in found[2]) == (
+            name == "loss"
+        )
+        assert 0 < found[1]["validation_few_accuracy"] <= 1 and "validation_few_length_wrong" in found[1]
+        best = json.loads((root / "nodes/rl/best/best.json").read_text())
+        assert best["step"] == 2 and (root / "nodes/rl/best/step_00000002").is_dir()
+        assert "nothing is marked" in (root / "log.txt").read_text()
+
+
+def test_an_error_of_the_reward_file_stops_the_run_and_names_the_answer(made, tmp_path):
+    (tmp_path / "mine.py").write_text("def reward(prompt, text, answer):\n    raise KeyError('unit')\n")
+    root = copy(made, tmp_path / "run", evaluate=[], reward={"file": str(tmp_path / "mine.py")})
+    group = start(root, "rl")
+    while not group.finished():
+        time.sleep(0.1)
+    failure = group.failure()
+    group.end()
+    assert failure is not None and failure.returncode == 2
+    [line] = [x for x in (root / "log.txt").read_text().splitlines() if x.startswith("octo: error:")]
+    assert "step 1" in line and "KeyError: 'unit'" in line and "errors_are_zero=true" in line

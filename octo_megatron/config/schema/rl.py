@@ -116,6 +116,15 @@ class EngineConfig:
 
     tensor_parallel_size: int = 1
     """Ranks that hold one copy of the engine's model; the copies are as many as the processes allow."""
+    placement: str = "colocated"
+    """colocated: in the trainer's process, one after the other. separate: in a process of its own for each training
+    rank, which may have a GPU of its own and is restarted when it dies."""
+    lag: int = 0
+    """Separate only: steps by which answers may be older than the weights they train; they are sampled meanwhile."""
+    device: str | None = None
+    """Separate only: CUDA_VISIBLE_DEVICES of the engine's process."""
+    deadline_seconds: float = 1800.0
+    """Separate only: an engine that gives no answer for so long is taken for dead."""
     proof_interval: int | None = None
     """Every so many refits each tensor in the engine is compared with the trainer's by digest; 0: never. Unset: every
     refit on CPU, every 10th on GPU."""
@@ -124,6 +133,18 @@ class EngineConfig:
         require(
             self.tensor_parallel_size >= 1,
             f"engine.tensor_parallel_size is {self.tensor_parallel_size}; it must be at least 1",
+        )
+        _one_of("engine.placement", self.placement, ("colocated", "separate"))
+        require(
+            self.lag >= 0 and (self.placement == "separate" or not self.lag),
+            f"engine.lag is {self.lag}; it needs engine.placement=separate and a value of 0 or more",
+        )
+        require(
+            self.placement == "colocated" or self.tensor_parallel_size == 1,
+            "engine.placement=separate gives every training rank a whole engine: set engine.tensor_parallel_size=1",
+        )
+        require(
+            self.deadline_seconds > 0, f"engine.deadline_seconds is {self.deadline_seconds}; use more than 0"
         )
         require(
             self.proof_interval is None or self.proof_interval >= 0,
@@ -155,6 +176,8 @@ class RLNode(NodeConfig):
     max_response_tokens: int = 96
     response_schedule: list[LengthChange] = field(default_factory=list)
     """Limits of answer tokens by step, the first from step 1; max_response_tokens is the largest. None: that."""
+    partial_tokens: int = 0
+    """Tokens by which an answer may grow in one step; a longer one goes on in the next step. 0: no limit."""
     temperature: float = 1.0
     advantages: str = "grpo"
     """grpo, dr_grpo, rloo, reinforce++ (rl/advantages/)."""
@@ -248,6 +271,15 @@ class RLNode(NodeConfig):
         require(
             not self.clip_ratio_dual or self.clip_ratio_dual > 1,
             f"clip_ratio_dual is {self.clip_ratio_dual:g}; use a value above 1 (3 is usual), or 0 for none",
+        )
+        require(
+            self.partial_tokens >= 0
+            and not (self.partial_tokens and (self.dynamic_sampling_rounds or self.engine.lag)),
+            f"partial_tokens {self.partial_tokens} goes with dynamic_sampling_rounds=0 and engine.lag=0 only",
+        )
+        require(
+            not self.dynamic_sampling_rounds or not self.engine.lag,
+            "dynamic_sampling_rounds needs to know a step's rewards before the next is sampled: set engine.lag=0",
         )
         require(
             not self.dynamic_sampling_rounds or self.compares_answers,

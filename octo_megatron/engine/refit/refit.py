@@ -11,6 +11,7 @@ from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.engine.refit.pieces import EngineLayout, hf_pieces, live_pieces, trainer_pieces
 from octo_megatron.engine.refit.planner import plan
 from octo_megatron.engine.refit.transfer import BUCKET_BYTES, Report, Setting, Transfer
+from octo_megatron.engine.sampler import Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.model.hf_weights import table_parameters, tensor_shapes
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
@@ -27,12 +28,15 @@ class Refit:
         dtype: torch.dtype,
         proof_interval: int | None = None,
         bucket_bytes: int = BUCKET_BYTES,
+        separate: bool = False,
     ):
-        """`proof_interval`: every so many refits are proven by digest; 0: none; None: 1 on CPU, 10 on GPU."""
+        """`separate`: engines are samplers, which take whole tensors.
+        `proof_interval`: every so many refits are proven by digest; 0: none; None: 1 on CPU, 10 on GPU."""
         default = 10 if ON_CUDA else 1
         self._interval = default if proof_interval is None else proof_interval
         self._hf_config, self._runs = hf_config, 0
-        targets = (live_pieces if ON_CUDA else hf_pieces)(hf_config, engine_layout)
+        self._live = ON_CUDA and not separate
+        targets = (live_pieces if self._live else hf_pieces)(hf_config, engine_layout)
         setting = Setting(
             tensor_shapes(hf_config),
             dist.get_rank() if dist.is_initialized() else 0,
@@ -43,7 +47,7 @@ class Refit:
         )
         self._transfer = Transfer(plan(trainer_pieces(hf_config, layout), targets), setting)
 
-    def run(self, models: list[torch.nn.Module], engine: Engine | None, version: int) -> Report:
+    def run(self, models: list[torch.nn.Module], engine: Engine | Sampler | None, version: int) -> Report:
         """The weights of `models` into `engine` under `version`. Collective.
 
         Args:
@@ -56,7 +60,7 @@ class Refit:
         prove = bool(self._interval) and self._runs % self._interval == 0
         self._runs += 1
         sources = table_parameters(models, self._hf_config) if models else {}
-        if ON_CUDA:
+        if self._live and not isinstance(engine, Sampler):
             report = self._transfer.into(sources, engine.live_parameters() if engine else {}, prove)
             if engine:
                 engine.weights_written(version)
@@ -64,7 +68,8 @@ class Refit:
         report = Report()
         tensors = self._transfer.stream(sources, report, prove)
         if engine:
-            engine.load_weights(tensors, version)
+            # a sampler says what reached its process
+            report.digests |= engine.load_weights(tensors, version) or {}
         else:
             for _ in tensors:
                 raise AssertionError("a rank without an engine received a tensor")

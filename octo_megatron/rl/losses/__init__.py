@@ -3,6 +3,7 @@
 from octo_megatron.rl.losses.policy import (
     ADVANTAGE,
     ENGINE,
+    FRESH,
     LENGTH,
     OLD,
     REFERENCE,
@@ -11,4 +12,4 @@ from octo_megatron.rl.losses.policy import (
     PolicyLoss,
 )
 
-__all__ = ["ADVANTAGE", "ENGINE", "LENGTH", "OLD", "REFERENCE", "SEGMENT", "WEIGHT", "PolicyLoss"]
+__all__ = ["ADVANTAGE", "ENGINE", "FRESH", "LENGTH", "OLD", "REFERENCE", "SEGMENT", "WEIGHT", "PolicyLoss"]

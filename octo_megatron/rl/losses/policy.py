@@ -17,7 +17,7 @@ from octo_megatron.rl.losses.gspo import sequence_log_ratio
 from octo_megatron.rl.losses.kl import ESTIMATORS
 
 ADVANTAGE, OLD, ENGINE, REFERENCE = "advantage", "old_logprob", "engine_logprob", "reference_logprob"
-WEIGHT, SEGMENT, LENGTH = "weight", "segment", "answer_length"
+WEIGHT, SEGMENT, LENGTH, FRESH = "weight", "segment", "answer_length", "fresh"
 """Names in `PackedBatch.extras`: one value a token, 0 where the loss mask is 0."""
 
 

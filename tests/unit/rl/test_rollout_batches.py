@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.engine.seeds import sample_seed
 from octo_megatron.rl.batches import Target, bins, by_sample, document, micro_batches, mini_batches, planned
-from octo_megatron.rl.losses import ADVANTAGE, ENGINE, WEIGHT
+from octo_megatron.rl.losses import ADVANTAGE, ENGINE, FRESH, WEIGHT
 from octo_megatron.rl.rollout import Sample, drawn
 
 
@@ -129,3 +129,11 @@ def test_token_advantages_stand_at_their_tokens():
     s = Sample(0, [11, 12, 13], [21, 22], [-0.5, -0.25], True, 0, "", 1.0)
     d = document(s, Target(torch.tensor([3.0, -1.0])))
     assert d.extras[ADVANTAGE].tolist() == [0, 0, 3.0, -1.0]
+
+
+def test_only_tokens_of_the_present_weights_are_fresh():
+    s = Sample(0, [1], [2, 3, 4], [-1.0] * 3, True, 5, "", versions=[[5, 2], [7, 1]])
+    assert s.fresh(7) == [0.0, 0.0, 1.0] and s.fresh(5) == [1.0, 1.0, 0.0]
+    assert Sample(0, [1], [2, 3], [-1.0] * 2, True, 5, "").fresh(5) == [1.0, 1.0]
+    d = document(s, Target(1.0, fresh=torch.tensor(s.fresh(7))))
+    assert d.extras[FRESH].tolist() == [0.0, 0.0, 1.0]

@@ -1,0 +1,124 @@
+"""Engines apart from the trainer's layout: tensor-parallel, in a process of their own, behind, killed and hung."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from rl_runs import all_rows, copy, make_run, rows, shown, start, wait
+
+pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("engines") / "run")
+
+
+@pytest.fixture(scope="module")
+def colocated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy(made, tmp_path_factory.mktemp("colocated") / "run", steps=3, evaluate=[])
+    wait(start(root), root)
+    return root
+
+
+def sampler_of(trainer: int) -> int | None:
+    """The sampler process that a training process started."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(trainer)], capture_output=True, text=True
+    ).stdout
+    pids = [int(line.split()[0]) for line in found.splitlines() if "sampler_process" in line]
+    return pids[0] if pids else None
+
+
+def test_a_dead_engine_is_replaced_and_nothing_changes(made: Path, colocated: Path, tmp_path: Path) -> None:
+    """Separate, one trainer and one sampler: killed once and stopped once, the run is the colocated one."""
+    changes = {"steps": 3, "evaluate": [], "engine": {"placement": "separate", "deadline_seconds": 60.0}}
+    root = copy(made, tmp_path / "run", **changes)
+    group = start(root)
+    for mark, number in (("phases/step_00001/drawn_0.json", signal.SIGKILL),
+                         ("phases/step_00002/drawn_0.json", signal.SIGSTOP)):  # fmt: skip
+        deadline = time.monotonic() + 600
+        while not (root / "nodes/rl" / mark).exists():
+            assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[
+                -3000:
+            ]
+            time.sleep(0.001)
+        pid = sampler_of(group._processes[0].pid)
+        assert pid is not None
+        os.kill(pid, number)
+    wait(group, root)
+    assert rows(root) == rows(colocated)
+    assert shown(root) == shown(colocated)
+    log = (root / "log.txt").read_text()
+    assert "died (exit code -9)" in log and "the engine hung" in log
+
+
+def test_an_engine_that_is_a_step_behind_stamps_its_answers(made: Path, tmp_path: Path) -> None:
+    engine = {"placement": "separate", "lag": 1}
+    root = copy(made, tmp_path / "run", steps=4, evaluate=[], engine=engine)
+    wait(start(root), root)
+    found = all_rows(root)
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert found[0]["staleness"] == 0
+    for before, row in itertools.pairwise(found):
+        assert row["staleness"] == (2 if before["live_groups"] > 0 else 0)  # two updates a step
+    first = [json.loads(line) for line in shown(root)[2].splitlines()]
+    assert {row["weight_version"] for row in first} == {found[1]["weight_version"] - found[2]["staleness"]}
+
+
+def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path) -> None:
+    changes = {"steps": 3, "evaluate": [], "engine": {"placement": "separate"}, "checkpoint_interval": 0}
+    root = copy(made, tmp_path / "run", **changes)
+    group, deaths = start(root), 0
+    deadline = time.monotonic() + 600
+    while group.failure() is None and not group.finished() and time.monotonic() < deadline:
+        if (root / "nodes/rl/phases/step_00002/drawn_0.json").exists():
+            pid = sampler_of(group._processes[0].pid)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                deaths += 1
+        time.sleep(0.005)
+    failure = group.failure()
+    group.end()
+    assert failure is not None and failure.returncode == 2, (root / "log.txt").read_text()[-3000:]
+    log = (root / "log.txt").read_text()
+    assert "3 times in one step" in log and "the weights after step 1 are saved" in log
+    assert (root / "nodes/rl/checkpoints/step_00000001").is_dir()
+    wait(start(root), root)
+    assert (root / "nodes/rl/done.json").exists()
+
+
+def test_a_tensor_parallel_engine_samples_the_same(made: Path, colocated: Path, tmp_path: Path) -> None:
+    """Trainer data-parallel 2, engine tensor-parallel 2."""
+    layout = {"data_parallel_size": 2}
+    root = copy(
+        made, tmp_path / "run", steps=2, evaluate=[], parallel=layout, engine={"tensor_parallel_size": 2}
+    )
+    wait(start(root, processes=2), root)
+    assert shown(root)[0] == shown(colocated)[0]
+    assert rows(root)[0]["grad_norm"] == pytest.approx(rows(colocated)[0]["grad_norm"], abs=1e-5)
+
+
+def test_long_answers_go_on_with_newer_weights(made: Path, tmp_path: Path) -> None:
+    root = copy(made, tmp_path / "run", steps=4, evaluate=[], partial_tokens=7)
+    wait(start(root), root)
+    found = all_rows(root)
+    assert found[0]["rounds"] == 2 and found[0]["prompts"] >= 4  # nothing is complete after 7 tokens
+    assert any(row["carried"] > 0 for row in found) or all(row["rounds"] == 2 for row in found)
+    mixed = 0
+    for row, text in zip(found, shown(root), strict=True):
+        for answer in map(json.loads, text.splitlines()):
+            assert sum(tokens for _, tokens in answer["versions"]) == answer["tokens"]
+            assert all(tokens <= 7 for _, tokens in answer["versions"])
+            assert answer["weight_version"] == min(version for version, _ in answer["versions"])
+            mixed += len({version for version, _ in answer["versions"]}) > 1
+        assert row["logprob_gap_max"] <= 1e-4
+    assert mixed == 0 or max(row["staleness"] for row in found) > 0
