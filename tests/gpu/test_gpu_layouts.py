@@ -17,7 +17,7 @@ LAYOUTS = {name: (2, layout) for name, layout in TWO.items()} | {
 
 
 def train(world_size: int, **options: Any) -> list[float]:
-    arguments = [json.dumps({"precision": "bf16", "steps": 12, **options})]
+    arguments = [json.dumps({"precision": "bf16", "lr": 1e-3, "steps": 12, **options})]
     output = run_ranks(SCRIPT, arguments, world_size, deadline_seconds=600).stdout
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
     return [row["loss"] for row in json.loads(line.removeprefix("RESULT "))["rows"]]

@@ -63,7 +63,7 @@ def main(options: dict[str, Any]) -> None:
     for step in range(first, options["steps"]):
         starts = range(world.data_parallel_rank * micro, 4, world.data_parallel_size * micro)
         batches = [batch(*(4 * step + start + i for i in range(micro))) for start in starts]
-        result = trainer.train_step(batches, next_token_loss, 1e-2)
+        result = trainer.train_step(batches, next_token_loss, options.get("lr", 1e-2))
         rows.append({"step": step + 1, "loss": result.sums["loss"], "grad_norm": result.grad_norm})
         if options.get("save_at") == step + 1:
             store.save(Path(options["save"]), trainer, {"step": step + 1})
