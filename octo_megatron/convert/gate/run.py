@@ -12,8 +12,11 @@ The cheap ones come first. Numbers in the table are those of the reports.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ from octo_megatron.parallel import world as worlds
 PARTS = {"files": 4, "round-trip": 1, "logits": 2, "generation": 5, "bf16": 3}
 """Part -> its number in the reports."""
 REPORT, READABLE = "conversion_report.json", "CONVERSION.md"
+
+_BEAT_SECONDS = 5.0
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -93,12 +98,34 @@ def _parts(
         try:
             if name in skip:
                 raise _NotRun("left out on request")
-            line, figures = work(name)
+            with _heartbeat(partial(progress, f"gate: {name}", index, len(PARTS))):
+                line, figures = work(name)
             yield PartResult(name, PASSED, line, figures, time.perf_counter() - began)
         except _NotRun as reason:
             yield PartResult(name, LEFT_OUT, str(reason))
         except UserError as error:
             yield PartResult(name, FAILED, str(error), {}, time.perf_counter() - began)
+
+
+@contextmanager
+def _heartbeat(beat: Callable[[], None]) -> Iterator[None]:
+    """Say every few seconds that a part is at work: a forward pass of a large model is long and not a hang.
+
+    The one thing in the gate that could hang, vLLM's process, has a deadline of its own.
+    """
+    ended = threading.Event()
+
+    def say() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            beat()
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class _NotRun(Exception):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.convert.export_stage import Wish, export_folder, verify_folder
-from octo_megatron.convert.gate import generation, logits, transformers_forward
+from octo_megatron.convert.gate import generation, logits, run, transformers_forward
 from octo_megatron.convert.gate.result import FAILED, GateReport
 from octo_megatron.convert.gate.transformers_forward import Reference
 from octo_megatron.convert.import_stage import import_folder
@@ -207,9 +207,8 @@ def test_a_layout_that_loses_rows_fails_the_round_trip(tied: Made, monkeypatch: 
     )
 
 
-@pytest.mark.parametrize("limit", ["ARGMAX_LIMIT", "KL_LIMIT", "LOSS_LIMIT"])
-def test_each_bf16_limit_is_held(tied: Made, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    """Weights that differ by BF16's last bit: below the limits as they are, beyond stricter ones."""
+def test_each_bf16_limit_is_held(tied: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that differ by BF16's last bit: within wide limits, and beyond each of three narrow ones."""
     plain = logits.megatron_logits
 
     def shaken(read, *rest):  # type: ignore[no-untyped-def]
@@ -217,12 +216,21 @@ def test_each_bf16_limit_is_held(tied: Made, monkeypatch: pytest.MonkeyPatch, li
         return plain(lambda name: read(name) * (1 + 2e-4 * torch.randn(1, generator=generator)), *rest)
 
     monkeypatch.setattr(logits, "megatron_logits", shaken)
-    monkeypatch.setattr(logits, "ARGMAX_LIMIT", 0.0)
-    monkeypatch.setattr(logits, "KL_LIMIT", 1.0)
-    monkeypatch.setattr(logits, "LOSS_LIMIT", 1.0)
-    assert _verify(tied, tied.hf, "bf16") == {}
-    monkeypatch.setattr(logits, limit, 1.0 if limit == "ARGMAX_LIMIT" else 1e-9)
-    assert "same best token" in _verify(tied, tied.hf, "bf16")["bf16"]
+    wide = {"ARGMAX_LIMIT": 0.0, "KL_LIMIT": 1.0, "LOSS_LIMIT": 1.0}
+    narrow = {"ARGMAX_LIMIT": 1.0, "KL_LIMIT": 1e-9, "LOSS_LIMIT": 1e-9}
+    for limit in (None, *wide):
+        for name, value in wide.items():
+            monkeypatch.setattr(logits, name, narrow[name] if name == limit else value)
+        found = _verify(tied, tied.hf, "bf16")
+        assert found == {} if limit is None else "same best token" in found["bf16"]
+
+
+def test_a_long_part_says_that_it_is_at_work(tied: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_BEAT_SECONDS", 0.01)
+    heard: list[str] = []
+    skip = ["files", "round-trip", "generation", "bf16"]
+    verify_folder(tied.checkpoint, tied.hf, skip, lambda phase, done, of: heard.append(phase))
+    assert heard.count("gate: logits") > 3
 
 
 def test_another_token_in_the_generation(tied: Made, monkeypatch: pytest.MonkeyPatch) -> None:
