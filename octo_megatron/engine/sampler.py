@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -142,7 +143,7 @@ class Sampler:
                 return work()
             except (TimeoutError, OSError, ValueError) as error:
                 # ValueError: half a message of a process that was killed while it wrote
-                code = self._process.poll() if self._process else None
+                code = self._exit_code() if not isinstance(error, TimeoutError) else None
                 state = "hung" if isinstance(error, TimeoutError) else f"died (exit code {code})"
                 self._end()
                 self.deaths += 1
@@ -151,6 +152,14 @@ class Sampler:
                     raise EngineLost(
                         f"the engine of sampler {self.copy} {state} and was restarted, {self.deaths} times in one step"
                     ) from error
+
+    def _exit_code(self) -> int | None:
+        """Of the engine's process, which has just closed its end; None while it lives or was never there."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        return self._process.returncode
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
