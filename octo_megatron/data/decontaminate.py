@@ -152,7 +152,7 @@ def decontaminate(
     """
     if ngram < 0 or ngram == 1:
         raise UserError("--ngram is a number of words from 2 up, or 0 for exact matches only")
-    files = find_files(inputs)
+    files = find_files(inputs, out)
     items = [(number, place, item) for number, one in enumerate(against) for place, item in one.items()]
     known = [item for one in references for _, item in one.items()]
     folder = out or report.with_name(f".{report.name}.parts")
@@ -168,6 +168,10 @@ def decontaminate(
     done = records.done()
     if missing(plan, done):
         raise UserError(f"{folder}: pieces are still missing; give the same command again")
+    clean = {f"part-{piece.name}.jsonl" for piece, record in done.items() if record["kept"]}
+    for path in folder.glob("part-*.jsonl"):
+        if path.name not in clean:  # of an attempt with other rows
+            path.unlink()
     made, lines = _report(plan, done, records, against, items)
     made |= {"ngram": ngram, "references": [asdict(one) for one in references]}
     if rejects is not None:

@@ -78,8 +78,10 @@ class Plan:
         return digest([self.job, self.piece_bytes, files])
 
 
-def find_files(inputs: Sequence[str]) -> list[InputFile]:
+def find_files(inputs: Sequence[str], out: Path | None = None) -> list[InputFile]:
     """The data files that paths, folders (searched to any depth) and globs name, in the order of the inputs.
+
+    Hidden files and folders are left out of a folder, and so is what lies in `out`.
 
     Raises:
         UserError: an input names nothing, or a file of no known kind; a file is named twice.
@@ -91,7 +93,7 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
             names = sorted(
                 str(one)
                 for one in path.rglob("*")
-                if one.is_file() and one.name.endswith(read.KINDS) and not one.name.startswith(".")
+                if one.is_file() and one.name.endswith(read.KINDS) and not _left_out(one, path, out)
             )
             if not names:
                 raise UserError(
@@ -112,6 +114,11 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
             found[name] = None
     stats = [(name, Path(name).stat()) for name in found]
     return [InputFile(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _left_out(file: Path, folder: Path, out: Path | None) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return hidden or (out is not None and out.resolve() in file.resolve().parents)
 
 
 def make_plan(files: list[InputFile], job: Any, piece_bytes: int = 0) -> Plan:

@@ -178,7 +178,7 @@ def tokenise(
         UserError: an input or a row that does not fit, another set in `out`, a full disk.
         WorkFailed: a worker broke.
     """
-    files = find_files(inputs)
+    files = find_files(inputs, out)
     folder = tokenizer_folder(tokenizer, out / "tokenizer", eos)
     made_with = TextTokenizer(folder)
     wanted = {"tokenizer": made_with.sha256, "options": text.plain(), "rejects": rejects is not None}
@@ -264,7 +264,8 @@ def _manifest(
 
 def _remove_strangers(out: Path, manifest: dict[str, Any]) -> None:
     """Shards that an earlier attempt with other files or options has left."""
-    names = {shard["name"] for shard in manifest["shards"]}
+    kinds = ["", *([".mask"] if manifest["masked"] else []), *([".id"] if manifest["ids"] else [])]
+    names = {shard["name"] + kind for shard in manifest["shards"] for kind in kinds}
     for path in out.glob("shard-*"):
-        if path.name.split(".")[0] not in names:
+        if path.stem not in names:
             path.unlink()

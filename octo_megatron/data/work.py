@@ -161,6 +161,7 @@ class Worker:
         try:
             facts = self._task.run(piece.name, rows, self.folder)
             rejected = rows.rejected()
+            (work / f"{piece.name}.rejects").unlink(missing_ok=True)  # of an attempt with other rows
             if rejected:
                 aside = work / f"{piece.name}.part.rejects"
                 aside.write_text(rejected, encoding="utf-8")

@@ -113,6 +113,30 @@ def test_what_is_left_of_another_attempt_goes(tokenizer_folder: Path, tmp_path: 
     assert content(tmp_path / "set") == content(tmp_path / "fresh")
 
 
+def test_nothing_of_other_options_stays(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Shards, masks, ids and rejects of an unfinished call with other options, and a set inside its own input."""
+    rows = [{"text": text, "key": str(i)} for i, text in enumerate(texts(60))]
+    write_rows(tmp_path / "in/a.jsonl", [*rows[:30], {"text": "", "key": "x"}, *rows[30:]])
+    bad = write_rows(tmp_path / "in/b.jsonl", [{"text": 1, "key": 5}])
+    out, rejects = tmp_path / "in/set", tmp_path / "rejects.jsonl"
+
+    with pytest.raises(UserError, match=r"b\.jsonl:1: "):
+        tokenise_here(
+            [tmp_path / "in"], out, tokenizer_folder, piece_bytes=600, names={"text": "key"},
+            id_field="key", mask_prompt=True,
+        )  # fmt: skip
+    assert list(out.glob("shard-*.mask.bin")) and list(out.glob("shard-*.id.idx"))
+    tokenise_here([tmp_path / "in"], out, tokenizer_folder, rejects, 600, bad.unlink)
+    write_rows(bad, [{"text": 1}])
+    assert len(rejects.read_text().splitlines()) == 2
+    manifest = read_json(out / "manifest.json")
+    names = {f"{shard['name']}.{kind}" for shard in manifest["shards"] for kind in ("bin", "idx")}
+    assert {path.name for path in out.iterdir()} == names | {"manifest.json"}
+    bad.unlink()
+    with pytest.raises(UserError, match="made from other files"):
+        tokenise_here([tmp_path / "in"], out, tokenizer_folder, rejects, 600)
+
+
 def test_ids_sources_and_masks(tokenizer_folder: Path, tmp_path: Path) -> None:
     rows = [
         {"question": f"the cat {i}?", "answer": f"the dog {i}", "key": f"k-ü{i}", "from": "ab"[i % 2]}
