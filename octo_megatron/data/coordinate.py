@@ -26,6 +26,10 @@ from octo_megatron.data.work import Job, Stopped
 DEADLINE_SECONDS = 900.0
 """Longest silence of a worker: one row of the largest size on a slow machine takes about a minute."""
 
+ONE_CORE = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "1"}
+"""Environment in which the tokenizers take one core's worth. Their parallel path with one thread: it costs a sixth less
+than the serial one (measured: 0.49 and 0.58 CPU seconds for 475,272 Llama-3 tokens)."""
+
 
 @dataclass
 class Totals:
@@ -154,7 +158,7 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     with theirs:
         environment = {
             **os.environ,
-            "TOKENIZERS_PARALLELISM": "false",  # each worker is one core's worth
+            **ONE_CORE,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), *_python_path()]),
         }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.data.coordinate import Coordinator, LocalLink
+from octo_megatron.data.coordinate import ONE_CORE, Coordinator, LocalLink
 from octo_megatron.data.pieces import Plan
 from octo_megatron.data.work import Job, Stopped, Worker
 from octo_megatron.data.worker import tell_failure
@@ -63,7 +63,7 @@ class Ranks:
             )
         if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
             raise UserError("this MPI library cannot be called from threads (MPI_THREAD_SERIALIZED)")
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each rank is one core's worth
+        os.environ.update(ONE_CORE)  # read at the first use of a tokenizer
         self._told = False
 
     def run(self, plan: Plan, job: Job, folder: Path, keep_rejects: bool, coordinator: Coordinator) -> None:
