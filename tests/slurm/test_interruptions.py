@@ -108,8 +108,10 @@ def test_the_fence_stops_ranks_that_slurm_lost(
     cluster.until(lambda: len(events(root, "endless")) >= 3, 60, "the second start")
     ranks = ["pgrep", "-f", "octo_megatron.cli.main run"]
     assert cluster.run(*ranks, on=old).stdout, "the old rank lives on"
+    # its srun is gone with slurmd, so it says it here and not in the log
+    said = root / "nodes/endless/error.json"
     cluster.until(
-        lambda: "was taken over by" in (tmp_path / "run.out").read_text(), 180, "the fence to stop it"
+        lambda: said.is_file() and "was taken over by" in said.read_text(), 240, "the fence to stop it"
     )
     cluster.until(lambda: not cluster.run(*ranks, on=old, check=False).stdout, 60, "the old rank to end")
     ended = cluster.wait(job, 300)
