@@ -65,6 +65,7 @@ def check(folder: HfFolder, reference: Reference, vllm: bool) -> tuple[str, dict
     return f"{tokens} greedy tokens after {len(asked)} prompts equal in {who}", {
         "generated_tokens": tokens * len(asked),
         "generated_by": who,
+        "asked_vllm": vllm,
     }
 
 

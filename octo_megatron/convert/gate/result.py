@@ -40,7 +40,8 @@ class GateReport:
 
     @property
     def left_out(self) -> list[str]:
-        return [part.name for part in self.parts if part.status == LEFT_OUT]
+        names = [part.name for part in self.parts if part.status == LEFT_OUT]
+        return [*names, "vllm"] if self.figure("asked_vllm") is False else names
 
     def figure(self, name: str) -> Any:
         """A figure of any part, None where no part has it."""

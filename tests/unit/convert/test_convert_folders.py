@@ -112,16 +112,16 @@ def test_the_reports_and_the_card_say_what_was_done(tmp_path: Path) -> None:
     import_folder(source, tmp_path / "checkpoint")
     export_folder(tmp_path / "checkpoint", tmp_path / "out", Wish(skip=("vllm", "bf16")))
     report = json.loads((tmp_path / "out/conversion_report.json").read_text())
-    assert report["passed"] and report["left_out"] == ["bf16"]
+    assert report["passed"] and report["left_out"] == ["bf16", "vllm"]
     assert {part["number"] for part in report["parts"].values()} == {1, 2, 3, 4, 5}
     assert report["parts"]["bf16"]["status"] == "not run"
     assert "NOT COMPARED WITH vLLM: vLLM was left out on request" in report["parts"]["generation"]["result"]
     readable = (tmp_path / "out/CONVERSION.md").read_text()
-    assert "**Not everything was checked:** bf16 did not run." in readable
+    assert "**Not everything was checked:** bf16, vllm did not run." in readable
     assert "| 1 | round-trip | passed |" in readable and "**NOT RUN**" in readable
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nlibrary_name:") and 'base_model: "hf"' in card
-    assert "**not run: bf16**" in card and f"Starts from `{source}`" in card
+    assert "**not run: bf16, vllm**" in card and f"Starts from `{source}`" in card
 
 
 def test_commands_print_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
