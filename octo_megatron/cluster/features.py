@@ -20,7 +20,11 @@ class Feature:
 _LOGGERS = "pip install 'octo-megatron[loggers]'"
 
 FEATURES = (
-    Feature("apex", "fused Adam where Transformer Engine has none", "the NVIDIA PyTorch image has it"),
+    Feature(
+        "apex",
+        "its kernel for weight gradients, else Transformer Engine's product",
+        "the NVIDIA PyTorch image has it",
+    ),
     Feature(
         "mpi4py",
         "MPI ranks in octo tokenize and octo preflight",

@@ -76,7 +76,7 @@ def _device_literals() -> None:
 
 
 def _cuda_methods() -> None:
-    """5: `x.cuda()` in the optimizer, tied embeddings and checkpoint loading."""
+    """5: `x.cuda()` where tied embeddings meet across pipeline stages, and in Megatron's own loading of checkpoints."""
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 

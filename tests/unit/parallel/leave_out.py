@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -35,13 +36,14 @@ def main(number: int) -> None:
 
     from megatron.core import tensor_parallel
 
+    stages = int(os.environ.get("WORLD_SIZE", "1"))
     hf_config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": 32,
         "hidden_size": 16,
         "intermediate_size": 32,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": stages,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
@@ -49,7 +51,7 @@ def main(number: int) -> None:
         "hidden_act": "silu",
         "tie_word_embeddings": True,
     }
-    layout = ParallelConfig()
+    layout = ParallelConfig(pipeline_model_parallel_size=stages)
     world = worlds.start(layout, seed=1)
     trainer = MegatronTrainer(hf_config, layout, "fp32", OptimizerConfig(), world)
     x = torch.arange(17) % 5

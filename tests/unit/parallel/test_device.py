@@ -21,11 +21,15 @@ pytestmark = [
 SCRIPT = Path(__file__).with_name("leave_out.py")
 
 
-def leave_out(number: int) -> tuple[int, str]:
+def leave_out(number: int, launcher: tuple[str, ...] = ()) -> tuple[int, str]:
     """(exit status, output) of a small training process without substitution `number`."""
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(number)], env=env, capture_output=True, text=True, timeout=240
+        [sys.executable, *launcher, str(SCRIPT), str(number)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -58,7 +62,6 @@ def test_with_all_of_them_it_trains_and_resumes(complete: dict[str, Any]) -> Non
         (2, "Torch not compiled with CUDA enabled"),
         (3, "Torch not compiled with CUDA enabled"),
         (4, "Torch not compiled with CUDA enabled"),
-        (5, "Torch not compiled with CUDA enabled"),
         (6, "Wrapped parameters must be one of torch.cuda.FloatTensor"),
     ],
 )
@@ -66,6 +69,13 @@ def test_without_it_the_process_dies(number: int, message: str) -> None:
     status, output = leave_out(number)
     assert status != 0
     assert message in output
+
+
+def test_without_5_tied_embeddings_cannot_meet_across_pipeline_stages() -> None:
+    status, output = leave_out(5, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
+    assert status != 0
+    assert "weight.data.cuda()" in output
+    assert "Torch not compiled with CUDA enabled" in output
 
 
 def test_without_7_the_random_streams_are_silently_wrong(complete: dict[str, Any]) -> None:
