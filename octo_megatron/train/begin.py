@@ -43,7 +43,9 @@ def begin(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> dict[s
 
     own = store.load_newest(ctx.folder.checkpoints, trainer, say, ctx.lineage.seed)
     if own is not None:
-        _compare(own, fingerprints(ctx, node), ("data", *_INHERITED), f"node {ctx.name}: its checkpoint")
+        compare_fingerprints(
+            own, fingerprints(ctx, node), ("data", *_INHERITED), f"node {ctx.name}: its checkpoint"
+        )
         say(f"node {ctx.name} goes on after step {own['step']}")
         return own
     if node.parent is not None:
@@ -55,13 +57,17 @@ def _inherit(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> Non
     checkpoint = parent_checkpoint(ctx)
     facts = store.read_extra(checkpoint)
     trained = facts.get("kind") == "train"
-    _compare(facts, fingerprints(ctx, node), _INHERITED, f"node {ctx.name}: its parent {node.parent}")
+    compare_fingerprints(
+        facts, fingerprints(ctx, node), _INHERITED, f"node {ctx.name}: its parent {node.parent}"
+    )
     if trained and node.continue_lr:
         check_continuity(ctx.name, node, str(node.parent), float(facts["lr"]))
     store.load(checkpoint, trainer, optimizer=trained and node.inherit_optimizer)
 
 
-def _compare(facts: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...], what: str) -> None:
+def compare_fingerprints(
+    facts: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...], what: str
+) -> None:
     """Raises UserError naming the first fingerprint that is not the checkpoint's; an import has none."""
     then = facts.get("fingerprints", {})
     for key in keys:
