@@ -19,7 +19,7 @@ LINEAGE = f"""
 base: {REPOSITORY}/configs/lineage/tiny-quick.yaml
 name: launchers
 nodes:
-  base: {{parallel: {{tensor_model_parallel_size: 2}}, tokens: 4096}}
+  base: {{parallel: {{tensor_model_parallel_size: 2}}, tokens: 4096, schedule: {{warmup_steps: 2}}}}
 """
 
 
