@@ -121,9 +121,12 @@ sys.exit(command.main(sys.argv[2:]))
 """
 
 
-def _start(way: str, *arguments: object) -> subprocess.Popen[str]:
+def _start(way: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _HALF, way, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HALF, way, *map(str, arguments)],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -162,24 +165,17 @@ def test_kill_9_in_the_middle_and_again(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_share_the_work(source: Path, tmp_path: Path) -> None:
-    for arguments in (
-        ["import", source, tmp_path / "checkpoint", "--processes", 3],
-        [
-            "export",
-            tmp_path / "checkpoint",
-            tmp_path / "out",
-            "--processes",
-            2,
-            "--skip",
-            "vllm",
-            "--skip",
-            "bf16",
-        ],
-    ):
-        process = _start("straight", *arguments)
-        assert process.wait(300) == 0
-    assert len(list((tmp_path / "checkpoint").glob("__[0-9]*_0.distcp"))) > 0
-    assert _same(source, tmp_path / "out")
+    """Three ranks as a launcher starts them, in many small parts; then ranks that `--processes` starts."""
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
+    ranks = [
+        _start("straight", "import", source, checkpoint, RANK=str(rank), WORLD_SIZE="3") for rank in range(3)
+    ]
+    assert [process.wait(120) for process in ranks] == [0, 0, 0]
+    assert len(list(checkpoint.glob("__[0-9]*_0.distcp"))) > 3
+    command = [sys.executable, "-m", "octo_megatron.convert.command", "export", str(checkpoint), str(out)]
+    options = ["--processes", "2", "--skip", "vllm", "--skip", "bf16"]
+    subprocess.run([*command, *options], check=True, timeout=240)
+    assert _same(source, out)
 
 
 def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
