@@ -193,7 +193,10 @@ def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path, monkeypatch
     assert 0 < others < len(files) == len(list(aside.glob("__[0-9]*_0.distcp")))
 
 
-def test_a_rank_that_fails_is_named(source: Path, tmp_path: Path) -> None:
+def test_a_rank_that_fails_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(stream, "PART_BYTES", 100_000)
+
     def gone() -> None:
         raise UserError("rank 1 of 2: no space left")
 
