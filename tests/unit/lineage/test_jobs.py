@@ -33,6 +33,7 @@ def test_done_nodes_are_left_out_and_nobody_waits_for_them() -> None:
 
 def test_nodes_and_tasks_come_from_the_layout() -> None:
     wide = ["nodes.base.global_batch_size=16", "nodes.base.micro_batch_size=1"]
+    wide += ["nodes.base.schedule.warmup_steps=2"]  # 16 samples a step leave seven steps
     sixteen = [*wide, "nodes.base.parallel.data_parallel_size=16"]
     assert _jobs(*sixteen)["base"].split("|")[3:5] == ["2", "8"]
     assert _jobs(*sixteen, per_node=4)["base"].split("|")[3:5] == ["4", "4"]
