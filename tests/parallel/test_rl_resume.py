@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -32,6 +34,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("resume") / "run")
 
 
+def killed_at(mark: str, root: Path, processes: int) -> bool:
+    """Start node `rl` and kill a rank as soon as `mark` is there; False: it had ended by then."""
+    group, path = start(root, processes=processes), root / "nodes/rl" / mark
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
+        if (root / "nodes/rl/done.json").exists():
+            break
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
+    group.end()
+    return not (root / "nodes/rl/done.json").exists()
+
+
 # rounds and carried answers: where in the stream of prompts a run is must survive too
 MODES = {1: {"dynamic_sampling_rounds": 1}, 2: {"partial_tokens": 7}}
 
@@ -45,15 +62,12 @@ def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> Non
     root = copy(made, tmp_path / "killed", **changes)
     sampled: dict[int, float] = {}
     for mark in KILLS:
-        group, path = start(root, processes=processes), root / "nodes/rl" / mark
-        deadline = time.monotonic() + 600
-        while not path.exists():
-            assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[
-                -3000:
-            ]
-            time.sleep(0.001)
-        os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
-        group.end()
+        before = tmp_path / "before"
+        shutil.copytree(root, before)
+        while not killed_at(mark, root, processes):  # too late: a checkpoint is begun and done in a moment
+            shutil.rmtree(root)
+            shutil.copytree(before, root)
+        shutil.rmtree(before)
         for record in (root / "nodes/rl/phases").glob("step_*/answers_0.jsonl.zst"):
             seconds = max(read_zst(record)[0]["seconds"])
             assert sampled.setdefault(int(record.parent.name[5:]), seconds) == seconds
