@@ -102,16 +102,27 @@ octo_give_up_if_idle() {
   exit 3
 }
 
-octo_requeue() { # why
+octo_requeue() { # why [nodes to exclude]
   octo_give_up_if_idle
   octo_say "$1; queued again under the same id"
   octo_record end "\"code\": $code, \"action\": \"requeued: $1\""
-  if ! scontrol requeue "$SLURM_JOB_ID"; then
+  if ! (
+    trap '' TERM # once the job is queued again SLURM ends what is left of this start, and the next lines with it
+    scontrol requeue "$SLURM_JOB_ID" && octo_exclude "${2:-}"
+  ); then
     octo_say "scontrol requeue was refused; submit it again with the same arguments"
-    exit 75
   fi
-  [[ -z ${2:-} ]] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$2"
   exit 75
+}
+
+octo_exclude() { # nodes that this job shall not get again; refused until SLURM has taken the job back
+  [[ -n $1 ]] || return 0
+  local try
+  for try in {1..40}; do
+    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" 2>/dev/null && return
+    sleep 0.25
+  done
+  octo_say "could not exclude $1: scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$1"
 }
 
 octo_state() { # ENDED: by scancel, or with a node that died (SLURM then queues it again); else what SLURM says

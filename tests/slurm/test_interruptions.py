@@ -126,7 +126,7 @@ def test_three_starts_without_progress_end_the_job(
     """A crash, here of a damaged run folder, is tried again twice and then told, not looped for ever."""
     root = tmp_path / "run"
     (root / "nodes/base").mkdir(parents=True)
-    (root / "nodes/base/metrics.jsonl").mkdir()
+    (root / "nodes/base/metrics.jsonl").write_text("not a row\n")
     job = submit(cluster, site, root, lineage, "base", nodes=2)
     ended = cluster.wait(job, 240)
     log = (tmp_path / "run.out").read_text()

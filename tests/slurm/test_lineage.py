@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,8 @@ def test_its_results_are_those_of_one_machine(submitted: Path, alone: OnOneMachi
 
 
 def test_status_shows_the_graph_with_its_jobs(cluster: Cluster, submitted: Path) -> None:
-    said = cluster.run("octo", "status", submitted, "--watch", COLUMNS="140").stdout
+    octo = Path(sys.executable).parent / "octo"
+    said = cluster.run(octo, "status", submitted, "--watch", COLUMNS="140").stdout
     for node in NODES:
         line = next(line for line in said.splitlines() if line.split()[:1] == [node])
         assert line.split()[1] == "done", said
