@@ -39,7 +39,7 @@ def train(folder: Path, runs: list[dict[str, Any]], world_size: int) -> dict[str
     while len(ports) < len(runs):
         ports = list({*ports, free_port()})
     options = {"folder": str(folder), "ports": ports, "runs": runs}
-    output = run_ranks(SCRIPT, [json.dumps(options)], world_size).stdout
+    output = run_ranks(SCRIPT, [json.dumps(options)], world_size, deadline_seconds=480).stdout
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
 
