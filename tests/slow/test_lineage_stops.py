@@ -107,6 +107,8 @@ def test_a_silent_rank_is_ended_at_the_deadline_with_the_stacks_of_the_others(tm
 
     run = _start(tmp_path, _ENDLESS + _TWO_RANKS, f"deadline_seconds={deadline}")
     assert run.wait_for(tmp_path / "run/nodes/base/progress.json", '"train"'), run.said()
+    # a rank writes down its phase every two seconds only
+    assert run.wait_for(tmp_path / "run/nodes/base/heartbeat/00001.json", "forward-backward"), run.said()
     family = run.family()
     run.workers("base")[1].suspend()
     suspended = time.monotonic()
