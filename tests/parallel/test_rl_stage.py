@@ -113,8 +113,8 @@ def test_evaluate_compares_nodes_and_repeats_none(undisturbed, tmp_path):
 
 CUSTOM = """
 def reward(prompt, text, answer):
-    if "boxed" not in text:
-        raise ValueError("nothing is marked")
+    if text.startswith("=3"):
+        raise ValueError("three is not for us")
     return {"style": 0.1 * text.startswith("=")}
 """
 
@@ -158,7 +158,7 @@ def test_other_algorithms_and_reward_parts(made, tmp_path):
         assert 0 < found[1]["validation_few_accuracy"] <= 1 and "validation_few_length_wrong" in found[1]
         best = json.loads((root / "nodes/rl/best/best.json").read_text())
         assert best["step"] == 2 and (root / "nodes/rl/best/step_00000002").is_dir()
-        assert "nothing is marked" in (root / "log.txt").read_text()
+        assert "three is not for us" in (root / "log.txt").read_text()
 
 
 def test_an_error_of_the_reward_file_stops_the_run_and_names_the_answer(made, tmp_path):
