@@ -17,6 +17,8 @@ from octo_megatron.checkpoint.writer import RankFileStrategy
 
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
+_QUIET_SECONDS = 0.002
+
 
 class Saver:
     """At most one checkpoint is on its way at a time. All methods are collective."""
@@ -68,6 +70,9 @@ class Saver:
             self._strategy,
             self._tag,
         )
+        # Gloo's threads still let go of what the last collective held. A fork at the moment in which one of them makes
+        # or deletes its Python thread state leaves the writer waiting for CPython's lock for ever (seen once, 3.11).
+        time.sleep(_QUIET_SECONDS)
         # our own `publish` stands for Megatron's list of what follows: it must report a failure on every rank
         self._queue.schedule_async_request(pending.request._replace(finalize_fns=[]))
         self._pending = pending
