@@ -146,13 +146,16 @@ class Progress:
     """Says what a node is doing; `octo run` draws it and takes silence beyond the deadline for a hang."""
 
     def __init__(self, path: Path, enabled: bool = True):
-        self._path, self._enabled, self._last = path, enabled, 0.0
+        self._path, self._enabled, self._last, self._phase = path, enabled, 0.0, ""
 
     def update(self, phase: str, done: int, total: int, **figures: float) -> None:
-        """`figures`: a few numbers worth showing (loss, reward). Written at most every 0.3 s and at the end."""
+        """`figures`: a few numbers worth showing (loss, reward).
+
+        Written when a phase begins (a failure is told with its phase), at the end, else at most every 0.3 s.
+        """
         now = time.time()
-        if self._enabled and (now - self._last > 0.3 or done >= total):
-            self._last = now
+        if self._enabled and (now - self._last > 0.3 or phase != self._phase or done >= total):
+            self._last, self._phase = now, phase
             write_json(self._path, {"phase": phase, "done": done, "total": total, "time": now, **figures})
 
 
