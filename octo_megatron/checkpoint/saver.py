@@ -14,10 +14,7 @@ from octo_megatron.checkpoint.manifest import step_folder
 from octo_megatron.checkpoint.pending import Pending, begin, delete_buried, retire
 from octo_megatron.checkpoint.retention import Retention
 from octo_megatron.checkpoint.writer import RankFileStrategy
-
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-
-_QUIET_SECONDS = 0.002
+from octo_megatron.checkpoint.writer_process import WriterProcess
 
 
 class Saver:
@@ -34,9 +31,9 @@ class Saver:
         """`fence`: of rank 0, None elsewhere. `say`: gets one line for each checkpoint."""
         self._checkpoints, self._trainer, self._retention = checkpoints, trainer, retention
         self._fence, self._say, self._world = fence, say, trainer.world
-        self._strategy, self._queue = RankFileStrategy(), AsyncCallsQueue()
+        self._strategy = RankFileStrategy()
         self._tag = trainer.world.broadcast_object(f"-{fence.number}" if fence else "")
-        self._pending: Pending | None = None
+        self._pending: tuple[Pending, WriterProcess] | None = None
         self._began = self._stalled = 0.0
         self.seconds: float = 0.0
         """That training has waited for checkpoints, in all."""
@@ -70,12 +67,7 @@ class Saver:
             self._strategy,
             self._tag,
         )
-        # Gloo's threads still let go of what the last collective held. A fork at the moment in which one of them makes
-        # or deletes its Python thread state leaves the writer waiting for CPython's lock for ever (seen once, 3.11).
-        time.sleep(_QUIET_SECONDS)
-        # our own `publish` stands for Megatron's list of what follows: it must report a failure on every rank
-        self._queue.schedule_async_request(pending.request._replace(finalize_fns=[]))
-        self._pending = pending
+        self._pending = pending, WriterProcess(pending.request, self._world)
         self._account(self._began)
 
     def poll(self) -> None:
@@ -100,9 +92,10 @@ class Saver:
         if self._pending is None:
             return
         since = time.perf_counter()
-        done = self._queue.maybe_finalize_async_calls(blocking=blocking)
+        pending, process = self._pending
+        done = process.done(blocking)
         if done:
-            pending, self._pending = self._pending, None
+            self._pending = None
             pending.publish(self._fence)
             if self._world.is_first:
                 retire(self._checkpoints, self._retention)

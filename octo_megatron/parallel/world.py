@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from octo_megatron.config.errors import UserError
@@ -39,6 +40,14 @@ class World:
         """Wait until every rank is here (limited by the timeout that `start` was given)."""
         if self.world_size > 1:
             dist.barrier()
+
+    def any(self, here: bool) -> bool:
+        """Whether `here` holds on some rank. Collective."""
+        if self.world_size == 1:
+            return here
+        flag = torch.tensor(int(here), device=DEVICE)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def broadcast_object(self, value: Any, source: int = 0) -> Any:
         """`value` of rank `source`, on every rank."""
