@@ -26,6 +26,7 @@ from octo_megatron.parallel.world import World
 from megatron.core import dist_checkpointing, parallel_state
 
 __all__ = [
+    "CRITIC",
     "Trainable",
     "finished",
     "latest",
@@ -37,6 +38,10 @@ __all__ = [
     "save_weights",
     "step_folder",
 ]
+
+
+CRITIC = "critic."
+"""Before every key of a critic, which a checkpoint may hold beside its model."""
 
 
 class Trainable(Protocol):
@@ -52,12 +57,15 @@ class Trainable(Protocol):
     def synchronise_replicas(self) -> None: ...
 
 
-def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0) -> None:
+def save(
+    folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0, critic: Trainable | None = None
+) -> None:
     """Write weights and optimizer of every rank to `folder` and wait for it; collective.
 
     Args:
         extra: plain facts for the manifest (step, consumed samples, learning rate, ...).
         keep: afterwards only this many newest checkpoints stay beside each other; 0 keeps all.
+        critic: a second model with its optimizer that belongs to the same step.
 
     Raises:
         UserError: the disk is full or not writable; older checkpoints are untouched.
@@ -66,7 +74,7 @@ def save(folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0)
         begin(
             folder,
             trainer.world,
-            lambda: training_state(trainer),
+            lambda: training_state(trainer) | (training_state(critic, CRITIC) if critic else {}),
             with_layout(extra, trainer),
             rank_files(trainer),
         )
@@ -91,13 +99,20 @@ def _write_now(pending: Pending) -> None:
     pending.world.barrier()
 
 
-def load(folder: Path, trainer: Trainable, optimizer: bool = True, seed: int | None = None) -> dict[str, Any]:
+def load(
+    folder: Path,
+    trainer: Trainable,
+    optimizer: bool = True,
+    seed: int | None = None,
+    critic: Trainable | None = None,
+) -> dict[str, Any]:
     """Verify `folder` and load it into a trainer of any layout; collective. Returns the manifest's facts.
 
     Args:
         optimizer: the optimizer's state too.
         seed: also go on with every rank's random generators; under another layout than the checkpoint's there are
             none to go on with, and they are seeded anew from `seed` and the checkpoint's step.
+        critic: the second model with its optimizer; needs `optimizer`.
 
     Raises:
         UserError: the folder is missing, unfinished, damaged or of another model; the file is named.
@@ -110,11 +125,15 @@ def load(folder: Path, trainer: Trainable, optimizer: bool = True, seed: int | N
         load_weights(folder, trainer.chunks, check=False)
         trainer.synchronise_replicas()
     else:
-        sharded = training_state(trainer)
-        pieces = dict(sharded["optimizer"])
+        parts = {"": trainer} | ({CRITIC: critic} if critic else {})
+        sharded = {name: value for prefix, part in parts.items()
+                   for name, value in training_state(part, prefix).items()}  # fmt: skip
+        pieces = {prefix: dict(sharded[f"{prefix}optimizer"]) for prefix in parts}
         state = _read(folder, sharded)
-        _fill(trainer.chunks, state)
-        optimizer_state.finish_load(trainer.optimizer, pieces, int(state["optimizer_steps"]))
+        for prefix, part in parts.items():
+            _fill(part.chunks, state, prefix)
+            steps = int(state[f"{prefix}optimizer_steps"])
+            optimizer_state.finish_load(part.optimizer, pieces[prefix], steps)
     if seed is not None:
         _load_random_state(folder, extra, trainer, seed)
     return extra
@@ -145,12 +164,28 @@ def load_newest(
     return None
 
 
-def load_weights(folder: Path, models: Sequence[torch.nn.Module], check: bool = True) -> dict[str, Any]:
-    """Load weights into plain GPTModel chunks of any layout; collective. `check`: verify the files first."""
+def load_weights(
+    folder: Path,
+    models: Sequence[torch.nn.Module],
+    check: bool = True,
+    prefix: str = "",
+    without: str = "",
+) -> dict[str, Any]:
+    """Load weights into plain GPTModel chunks of any layout; collective.
+
+    Args:
+        check: verify the files first.
+        prefix: `CRITIC` reads the checkpoint's critic.
+        without: parameters whose names begin so keep the values they have.
+    """
     extra = read_extra(folder)
     if check:
         verify(folder)
-    _fill(models, _read(folder, _model_state(models)))
+    wanted = _model_state(models, prefix)
+    for part in wanted.values():
+        for name in [n for n in part if without and n.startswith(prefix + without)]:
+            del part[name]
+    _fill(models, _read(folder, wanted), prefix, without)
     return extra
 
 
@@ -164,14 +199,14 @@ def problem_of(folder: Path, world: World) -> str | None:
     return next((p for p in world.all_gather_object(problem) if p), None)
 
 
-def training_state(trainer: Trainable) -> dict[str, Any]:
-    """Weights and optimizer as Megatron's sharded tensors, for saving and for loading."""
+def training_state(trainer: Trainable, prefix: str = "") -> dict[str, Any]:
+    """Weights and optimizer as Megatron's sharded tensors, for saving and for loading; `prefix` before every key."""
     optimizer_state.prime(trainer.optimizer)
-    models = _model_state(trainer.chunks)
+    models = _model_state(trainer.chunks, prefix)
     return {
         **models,
-        "optimizer": optimizer_state.sharded_optimizer_state(trainer.optimizer, models),
-        "optimizer_steps": optimizer_state.step_count(trainer.optimizer),
+        f"{prefix}optimizer": optimizer_state.sharded_optimizer_state(trainer.optimizer, models),
+        f"{prefix}optimizer_steps": optimizer_state.step_count(trainer.optimizer),
     }
 
 
@@ -197,27 +232,35 @@ def _random_file(rank: int) -> str:
 
 
 def _read(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
-    sharded = {name: value for name, value in sharded.items() if name != "optimizer_steps"}
+    sharded = {name: value for name, value in sharded.items() if not name.endswith("optimizer_steps")}
     try:
         return dist_checkpointing.load(sharded, str(folder))
     except Exception as error:
         raise UserError(f"checkpoint {folder} does not fit this model: {cause(error)}") from error
 
 
-def _model_state(models: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    return {_key(models, i): _sharded(m) for i, m in enumerate(models)}
+def _model_state(models: Sequence[torch.nn.Module], prefix: str = "") -> dict[str, Any]:
+    return {_key(models, i, prefix): _sharded(m, prefix) for i, m in enumerate(models)}
 
 
-def _sharded(model: Any) -> dict[str, Any]:
+def _sharded(model: Any, prefix: str) -> dict[str, Any]:
     """Megatron's description of which rank holds what of a GPTModel."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    return dict(model.sharded_state_dict(metadata={"singleton_local_shards": False, "dp_cp_group": group}))
+    metadata = {"singleton_local_shards": False, "dp_cp_group": group}
+    return dict(model.sharded_state_dict(prefix=prefix, metadata=metadata))
 
 
-def _fill(models: Sequence[torch.nn.Module], state: dict[str, Any]) -> None:
+def _fill(
+    models: Sequence[torch.nn.Module], state: dict[str, Any], prefix: str = "", without: str = ""
+) -> None:
     for index, model in enumerate(models):
-        model.load_state_dict(state[_key(models, index)], strict=True)
+        loaded = {
+            name.removeprefix(prefix): value for name, value in state[_key(models, index, prefix)].items()
+        }
+        if without:
+            loaded |= {n: value for n, value in model.state_dict().items() if n.startswith(without)}
+        model.load_state_dict(loaded, strict=True)
 
 
-def _key(models: Sequence[torch.nn.Module], index: int) -> str:
-    return f"model{index}" if len(models) > 1 else "model"
+def _key(models: Sequence[torch.nn.Module], index: int, prefix: str) -> str:
+    return f"{prefix}model{index}" if len(models) > 1 else f"{prefix}model"

@@ -17,5 +17,6 @@ def needs_of(lineage: LineageConfig, name: str, hf_config: dict[str, Any]) -> Ne
     node, parameters = lineage.nodes[name], model_size(hf_config).parameters
     weights = parameters * (4 if lineage.precision == "fp32" else 2)
     if isinstance(node, TrainNode | RLNode):
-        return Needs(weights + parameters * _OPTIMIZER_BYTES, max(1, node.keep_checkpoints))
+        models = 2 if isinstance(node, RLNode) and node.has_critic else 1
+        return Needs(models * (weights + parameters * _OPTIMIZER_BYTES), max(1, node.keep_checkpoints))
     return Needs(weights, 1) if isinstance(node, ImportNode) or node.kind == "export" else Needs()

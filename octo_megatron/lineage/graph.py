@@ -15,11 +15,13 @@ _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def dependencies(node: NodeConfig) -> list[str]:
-    """Nodes whose weights this one reads."""
+    """Nodes whose weights this one reads, each once."""
     names = [node.parent] if node.parent else []
-    return (
-        names + [name for name in node.of if name not in names] if isinstance(node, EvaluateNode) else names
-    )
+    if isinstance(node, EvaluateNode):
+        names += node.of
+    if isinstance(node, RLNode) and node.critic.parent is not None:
+        names.append(node.critic.parent)
+    return list(dict.fromkeys(names))
 
 
 def sources_of(node: NodeConfig) -> list[str]:
@@ -105,6 +107,8 @@ def _check_node(lineage: LineageConfig, name: str, node: NodeConfig) -> None:
     if isinstance(node, EvaluateNode):
         for other in node.of:
             _known(f"nodes.{name}.of", other, nodes, "node")
+    if isinstance(node, RLNode) and node.critic.parent is not None:
+        _known(f"nodes.{name}.critic.parent", node.critic.parent, nodes, "node")
     for other in dependencies(node):
         kind = lineage.nodes[other].kind
         if kind not in _WEIGHTS:

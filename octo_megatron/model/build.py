@@ -12,6 +12,7 @@ from octo_megatron.config.schema.precision import fp8_recipe, is_fp8, storage_dt
 from octo_megatron.model.families import ModelShape, family_of
 from octo_megatron.model.layers import cpu_block_spec
 from octo_megatron.model.lm_head import ChunkedHeadGPTModel
+from octo_megatron.model.value_head import ValueHead
 from octo_megatron.parallel import transformer_engine
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
 
@@ -140,21 +141,30 @@ def build_model(
     precision: str,
     config: TransformerConfig | None = None,
     lm_head_chunk_tokens: int = 0,
+    value_head: bool = False,
 ) -> list[GPTModel]:
     """This rank's part of the model: one GPTModel per virtual pipeline chunk, on DEVICE, in `precision`.
 
     Weights are random (Megatron's initialisation from the seeds of `world.start`).
+
+    Args:
+        value_head: one number a token in place of logits; the embedding is then tied to nothing.
     """
     shape = family_of(hf_config).shape(hf_config)
     config = config or transformer_config(hf_config, layout, precision)
     chunks = layout.virtual_pipeline_model_parallel_size
     return [
-        _chunk(shape, config, stage if chunks > 1 else None, lm_head_chunk_tokens) for stage in range(chunks)
+        _chunk(shape, config, stage if chunks > 1 else None, lm_head_chunk_tokens, value_head)
+        for stage in range(chunks)
     ]
 
 
 def _chunk(
-    shape: ModelShape, config: TransformerConfig, vp_stage: int | None, lm_head_chunk_tokens: int
+    shape: ModelShape,
+    config: TransformerConfig,
+    vp_stage: int | None,
+    lm_head_chunk_tokens: int,
+    value_head: bool,
 ) -> GPTModel:
     spec: Any
     if ON_CUDA:
@@ -168,11 +178,13 @@ def _chunk(
         shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-        share_embeddings_and_output_weights=shape.tied,
+        share_embeddings_and_output_weights=shape.tied and not value_head,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,
         vp_stage=vp_stage,
     )
+    if value_head and model.post_process:
+        model.output_layer = ValueHead(config, model.pg_collection.tp)
     if lm_head_chunk_tokens:
         model.lm_head_chunk_tokens = lm_head_chunk_tokens
     if shape.rope_scaling is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.model.batch import Document, PackedBatch, length_multiples, pack
-from octo_megatron.rl.losses import ADVANTAGE, ENGINE, FRESH, LENGTH, OLD, SEGMENT, WEIGHT
+from octo_megatron.rl.losses import ADVANTAGE, ENGINE, FRESH, LENGTH, OLD, RETURN, SEGMENT, VALUE, WEIGHT
 from octo_megatron.rl.rollout import Sample
 
 
@@ -62,6 +62,8 @@ class Target:
     """Of each of its tokens (losses/aggregate.py)."""
     fresh: float | Tensor = 1.0
     """1 for tokens of the trainer's present weights, 0 for older ones, which may differ from them."""
+    critic: tuple[Tensor, Tensor] | None = None
+    """What the critic said before each token, and what it should have said; float32 [answer] both."""
 
 
 def planned(samples: Sequence[Sample], capacity: int, layout: ParallelConfig, size: int) -> list[list[int]]:
@@ -121,6 +123,8 @@ def document(sample: Sample, target: Target) -> Document:
         LENGTH: placed(float(answer)),
         SEGMENT: torch.zeros_like(mask),
     }
+    if target.critic is not None:
+        extras |= {VALUE: placed(target.critic[0]), RETURN: placed(target.critic[1])}
     return Document(tokens=ids[:-1], labels=ids[1:], loss_mask=mask, extras=extras)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.digest import weights_sha256
-from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import (
@@ -28,8 +28,9 @@ from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.evaluate.solve import longest_prompt
 from octo_megatron.parallel import world as worlds
 from octo_megatron.parallel.world import World
+from octo_megatron.rl.begin import begin
+from octo_megatron.rl.critic import Critic
 from octo_megatron.rl.records import StepRecords
-from octo_megatron.rl.reference import Reference
 from octo_megatron.rl.rewards import Rewarder
 from octo_megatron.rl.step import Learner, Position
 from octo_megatron.rl.update import Updater
@@ -41,11 +42,45 @@ _AT_ONCE = 128
 """Answers that grow side by side in one engine, at most."""
 
 
+@dataclass
+class _Node:
+    """A node that runs, on this rank."""
+
+    ctx: NodeContext
+    config: RLNode
+    hf_config: dict[str, Any]
+    world: World
+    trainer: MegatronTrainer
+    critic: Critic | None
+    engine: Engine | Sampler
+    rewarder: Rewarder
+    records: StepRecords
+    learner: Learner
+    watch: Watch
+    metrics: MetricsFile
+    progress: Progress
+    phases: Phases
+    elsewhere: dict[str, float]
+    """Seconds outside the steps in earlier processes."""
+    step: int
+    """Steps that are done."""
+
+
 def run(ctx: NodeContext) -> None:
     """All steps of the node, from its newest checkpoint if there is one; writes done.json last."""
-    node, lineage = ctx.node, ctx.lineage
-    assert isinstance(node, RLNode)
-    phases, layout = Phases(), lineage.layout_of(ctx.name)
+    assert isinstance(ctx.node, RLNode)
+    node = _started(ctx, ctx.node)
+    before = node.watch.before()
+    node.phases.mark("evaluate")
+    stopped = node.watch.collapsed(node.step)
+    while node.step < node.config.steps and not stopped:
+        stopped = _one_step(node)
+    _finish(node, before, stopped)
+
+
+def _started(ctx: NodeContext, node: RLNode) -> _Node:
+    """Models, engine and files, as the newest checkpoint or the parent says."""
+    lineage, phases, layout = ctx.lineage, Phases(), ctx.lineage.layout_of(ctx.name)
     tokenizer, problems = TextTokenizer(ctx.run.tokenizer), load_problems(ctx.run.problems(node.problems))
     tests = {name: load_problems(ctx.run.problems(name)) for name in node.evaluate}
     prompt_tokens = _prompt_tokens(ctx.name, node, problems, tests, tokenizer)
@@ -53,103 +88,111 @@ def run(ctx: NodeContext) -> None:
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("start", 0, node.steps)
     hf_config = read_json(ctx.run.hf_config)
-    trainer = MegatronTrainer(
-        hf_config,
-        layout,
-        lineage.precision_of(ctx.name),
-        node.optimizer,
-        world,
-        compute=lineage.compute_of(ctx.name),
-    )
-    facts, reference = _begin(ctx, node, trainer)
-    step, elsewhere = int(facts["step"]), dict(facts["seconds"])
+    precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
+    trainer = MegatronTrainer(hf_config, layout, precision, node.optimizer, world, compute=compute)
+    critic = Critic(node, trainer) if node.has_critic else None
+    facts, reference = begin(ctx, node, trainer, critic)
     engine_layout = _engine_layout(ctx.name, node, world)
     engine = _engine(ctx, node, engine_layout, hf_config, prompt_tokens + node.max_response_tokens, world)
-    refit = Refit(
-        hf_config,
-        layout,
-        engine_layout,
-        trainer.config.params_dtype,
-        node.engine.proof_interval,
-        separate=node.engine.placement == "separate",
-    )
+    separate, proof = node.engine.placement == "separate", node.engine.proof_interval
+    dtype = trainer.config.params_dtype
+    refit = Refit(hf_config, layout, engine_layout, dtype, proof, separate=separate)
     records = StepRecords(ctx.folder.root, world)
     rewarder = Rewarder(ctx.name, node, problems, world, lineage.threads)
-    updater = Updater(ctx.name, node, lineage.seed, trainer, reference)
+    updater = Updater(ctx.name, node, lineage.seed, trainer, reference, critic)
     position = Position(int(facts["weight_version"]), int(facts["prompts"]))
     learner = Learner(
         node, lineage.seed, trainer, engine, tokenizer, problems, rewarder, updater, records, position, refit
     )
+    step, elsewhere = int(facts["step"]), dict(facts["seconds"])
     metrics = MetricsFile(ctx.folder.metrics, step, world.is_first)
     watch = Watch(ctx, node, engine, tokenizer, tests, world, progress)
     phases.mark("start")
+    return _Node(
+        ctx, node, hf_config, world, trainer, critic, engine, rewarder, records, learner, watch, metrics,
+        progress, phases, elsewhere, step,
+    )  # fmt: skip
 
-    before = watch.before()
-    phases.mark("evaluate")
-    stopped = watch.collapsed(step)
-    lost = ""
-    while step < node.steps and not stopped:
-        try:
-            row = learner.step(step + 1)
-        except EngineLost as error:
-            # nothing was trained yet in this step: the weights are those after the last one
-            lost = str(error)
-        else:
-            step += 1
-        phases.mark("steps")
-        validate = not lost and node.validation_interval and step % node.validation_interval == 0
-        if validate:
-            row |= watch.validate(step)
-            phases.mark("evaluate")
-        if not lost:
-            metrics.write(row)
-            figures = {name: row[name] for name in ("reward", "response_length")}
-            progress.update("rl", step, node.steps, **figures)
-            stopped = watch.collapsed(step)
-        due = node.checkpoint_interval and step % node.checkpoint_interval == 0
-        if due or step == node.steps or stopped or lost or (validate and watch.is_best(step)):
-            folder = store.step_folder(ctx.folder.checkpoints, step)
-            if step and not (lost and folder.is_dir()):
-                seconds = _added(elsewhere, phases)
-                store.save(
-                    folder, trainer, _facts(node, step, learner, seconds, hf_config), node.keep_checkpoints
-                )
-                watch.saved(step, folder)
-                records.covered(step)
-            phases.mark("checkpoint")
-        if lost:
-            raise UserError(
-                f"node {ctx.name}, step {step + 1}: {lost}; the weights after step {step} are saved; look at "
-                f"{ctx.folder.log}, then run again"
-            )
 
-    after = watch.evaluate("after")
-    phases.mark("evaluate")
-    sha256 = weights_sha256(trainer.chunks, hf_config)
-    metrics.close()
-    if world.is_first:
-        result = _result(ctx, node, {"before": before, "after": after}, _added(elsewhere, phases))
+def _one_step(node: _Node) -> str:
+    """The next step with what is due after it. Returns why the node ends early, empty where it goes on.
+
+    Raises:
+        UserError: the engine was lost for good; the weights are saved.
+    """
+    config, watch, lost = node.config, node.watch, ""
+    row: dict[str, Any] = {}
+    try:
+        row = node.learner.step(node.step + 1)
+    except EngineLost as error:
+        # nothing was trained yet in this step: the weights are those after the last one
+        lost = str(error)
+    else:
+        node.step += 1
+    node.phases.mark("steps")
+    step, stopped = node.step, ""
+    validate = not lost and config.validation_interval and step % config.validation_interval == 0
+    if validate:
+        row |= watch.validate(step)
+        node.phases.mark("evaluate")
+    if not lost:
+        node.metrics.write(row)
+        node.progress.update(
+            "rl", step, config.steps, **{name: row[name] for name in ("reward", "response_length")}
+        )
+        stopped = watch.collapsed(step)
+    due = config.checkpoint_interval and step % config.checkpoint_interval == 0
+    if due or step == config.steps or stopped or lost or (validate and watch.is_best(step)):
+        _save(node, lost)
+    if lost:
+        raise UserError(
+            f"node {node.ctx.name}, step {step + 1}: {lost}; the weights after step {step} are saved; look at "
+            f"{node.ctx.folder.log}, then run again"
+        )
+    return stopped
+
+
+def _save(node: _Node, lost: str) -> None:
+    """The checkpoint of the present step, unless an engine was lost right after one."""
+    step, folder = node.step, store.step_folder(node.ctx.folder.checkpoints, node.step)
+    if step and not (lost and folder.is_dir()):
+        facts = _facts(node, _added(node.elsewhere, node.phases))
+        critic = node.critic.trainer if node.critic else None
+        store.save(folder, node.trainer, facts, node.config.keep_checkpoints, critic)
+        node.watch.saved(step, folder)
+        node.records.covered(step)
+    node.phases.mark("checkpoint")
+
+
+def _finish(node: _Node, before: Evaluation, stopped: str) -> None:
+    """The last evaluation and done.json."""
+    after = node.watch.evaluate("after")
+    node.phases.mark("evaluate")
+    sha256 = weights_sha256(node.trainer.chunks, node.hf_config)
+    node.metrics.close()
+    if node.world.is_first:
+        evaluation, outside = {"before": before, "after": after}, _added(node.elsewhere, node.phases)
+        result = _result(node.ctx, node.config, evaluation, outside)
         extra = {"stopped": stopped} if stopped else {}
-        write_json(ctx.folder.done, {**result, "step": step, **extra, "weights_sha256": sha256})
-    rewarder.close()
-    engine.close()
-    world.barrier()
-    world.stop()
+        write_json(node.ctx.folder.done, {**result, "step": node.step, **extra, "weights_sha256": sha256})
+    node.rewarder.close()
+    node.engine.close()
+    node.world.barrier()
+    node.world.stop()
 
 
-def _facts(
-    node: RLNode, step: int, learner: Learner, seconds: dict[str, float], hf_config: dict[str, Any]
-) -> dict[str, Any]:
+def _facts(node: _Node, seconds: dict[str, float]) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     return {
         "kind": "rl",
-        "step": step,
-        "weight_version": learner.position.updates,
-        "prompts": learner.position.prompts,
+        "step": node.step,
+        "weight_version": node.learner.position.updates,
+        "prompts": node.learner.position.prompts,
         "seconds": seconds,
-        "lr": node.lr,
-        "hf_config": hf_config,
-        "config_digest": digest(to_plain(node)),
+        "lr": node.config.lr,
+        "critic": node.critic is not None,
+        "hf_config": node.hf_config,
+        "config_digest": digest(to_plain(node.config)),
     }
 
 
@@ -212,27 +255,6 @@ def _prompt_tokens(
             f"set nodes.{name}.max_prompt_tokens={longest}"
         )
     return max(longest, longest_prompt(tests, tokenizer)[0])
-
-
-def _begin(
-    ctx: NodeContext, node: RLNode, trainer: MegatronTrainer
-) -> tuple[dict[str, Any], Reference | None]:
-    """Load the node's own newest checkpoint, else the parent's weights under a fresh optimizer.
-
-    Where the config measures a distance from the parent's weights, they are read as well.
-    """
-    own = store.latest(ctx.folder.checkpoints)
-    checkpoint = parent_checkpoint(ctx) if own is None or node.needs_reference else None
-    facts: dict[str, Any] = {"step": 0, "weight_version": 0, "prompts": 0, "seconds": {}}
-    if own is not None:
-        facts = store.load(own, trainer)
-    else:
-        assert checkpoint is not None
-        store.load(checkpoint, trainer, optimizer=False)
-    if not node.needs_reference:
-        return facts, None
-    assert checkpoint is not None
-    return facts, Reference(trainer, checkpoint)
 
 
 def _added(elsewhere: dict[str, float], phases: Phases) -> dict[str, float]:

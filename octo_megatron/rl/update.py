@@ -14,10 +14,12 @@ from octo_megatron.engine.seeds import sample_seed
 from octo_megatron.model.batch import PackedBatch
 from octo_megatron.rl import gap as gaps
 from octo_megatron.rl.advantages import GROUP_ADVANTAGES
-from octo_megatron.rl.batches import Target, by_sample, micro_batches, mini_batches, planned
+from octo_megatron.rl.batches import Target, micro_batches, mini_batches
+from octo_megatron.rl.critic import Critic, Judged
 from octo_megatron.rl.losses import OLD, REFERENCE, PolicyLoss
 from octo_megatron.rl.losses.aggregate import token_weights
 from octo_megatron.rl.losses.kl import ESTIMATORS
+from octo_megatron.rl.per_token import per_token
 from octo_megatron.rl.reference import Reference
 from octo_megatron.rl.rewards import rewarded
 from octo_megatron.rl.rollout import Sample
@@ -33,10 +35,10 @@ class Update:
 
     samples: list[Sample]
     """With all parts of their rewards."""
-    advantages: list[float]
     live: list[int]
     """Indices of the samples that were trained on."""
     updates: int
+    """Of the policy."""
     row: dict[str, float]
 
 
@@ -44,10 +46,16 @@ class Updater:
     """Turns graded answers into optimizer updates."""
 
     def __init__(
-        self, name: str, node: RLNode, seed: int, trainer: MegatronTrainer, reference: Reference | None
+        self,
+        name: str,
+        node: RLNode,
+        seed: int,
+        trainer: MegatronTrainer,
+        reference: Reference | None = None,
+        critic: Critic | None = None,
     ):
         self.name, self.node, self.seed = name, node, seed
-        self.trainer, self.reference, self.world = trainer, reference, trainer.world
+        self.trainer, self.reference, self.critic, self.world = trainer, reference, critic, trainer.world
         self.loss = PolicyLoss.of(node, context_sum)
 
     def run(self, step: int, samples: list[Sample], version: int) -> Update:
@@ -60,28 +68,40 @@ class Updater:
         Raises:
             UserError: engine and trainer disagree by more than the node's limits.
         """
-        node = self.node
+        node, penalties = self.node, None
         if node.kl.coefficient and node.kl.place == "reward":
-            samples = self._less_kl(samples)
-        found = GROUP_ADVANTAGES[node.advantages]([s.reward for s in samples], node.samples_per_prompt)
-        advantages: list[float] = found.tolist()
+            samples, penalties = self._less_kl(samples)
+        judged = self.critic.judge(samples, penalties) if self.critic else None
+        advantages = judged.advantages if judged else self._by_group(samples)
         live = [i for i in range(len(samples)) if self._counts(samples[i], advantages[i])]
         keys = [sample_seed(self.seed, "rl order", step, i) for i in live]
         parts = mini_batches(live, node.updates_per_step, keys)
-        updates = [self._batches(step, samples, advantages, part, version) for part in parts]
+        updates = [self._batches(step, samples, advantages, judged, part, version) for part in parts]
         # with nothing to train on, one group still shows whether engine and trainer agree
         group = list(range(node.samples_per_prompt))
-        shown = updates or [self._batches(step, samples, advantages, group, version)]
+        shown = updates or [self._batches(step, samples, advantages, judged, group, version)]
         row = self._compare(step, [batch for batches in shown for batch in batches])
+        if self.critic and judged:
+            row |= judged.row | self.critic.train(updates)
+            if step <= node.critic.warmup_steps:
+                updates = []
         row |= self._train(updates)
-        return Update(samples, advantages, live, len(updates), row)
+        return Update(samples, live, len(updates), row)
 
-    def _counts(self, sample: Sample, advantage: float) -> bool:
-        """Whether a sample has a gradient: without an advantage only KL and entropy terms give one."""
+    def _by_group(self, samples: Sequence[Sample]) -> list[float]:
+        """One advantage an answer, from the others to its prompt."""
+        node = self.node
+        found = GROUP_ADVANTAGES[node.advantages]([s.reward for s in samples], node.samples_per_prompt)
+        return list(found.tolist())
+
+    def _counts(self, sample: Sample, advantage: float | Tensor) -> bool:
+        """Whether a sample has a gradient: without an advantage only KL and entropy terms and the critic give one."""
         node = self.node
         if node.overlong.filter and not sample.finished:
             return False
-        return advantage != 0.0 or self.loss.kl_coefficient != 0 or self.loss.needs_entropy
+        if self.critic or self.loss.kl_coefficient != 0 or self.loss.needs_entropy:
+            return True
+        return bool(advantage != 0.0)
 
     def _train(self, updates: Sequence[list[PackedBatch]]) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -111,20 +131,28 @@ class Updater:
         return row | ({"policy_entropy": share("entropy")} if self.loss.needs_entropy else {})
 
     def _batches(
-        self, step: int, samples: list[Sample], advantages: list[float], part: list[int], version: int
+        self,
+        step: int,
+        samples: list[Sample],
+        advantages: Sequence[float | Tensor],
+        judged: Judged | None,
+        part: list[int],
+        version: int,
     ) -> list[PackedBatch]:
         weights = token_weights(
             [len(samples[i].token_ids) for i in part], self.node.aggregation, self.node.response_tokens(step)
         )
         targets = [
-            Target(advantages[i], weight, torch.tensor(samples[i].fresh(version)))
+            Target(
+                advantages[i],
+                weight,
+                torch.tensor(samples[i].fresh(version)),
+                (judged.values[i], judged.returns[i]) if judged else None,
+            )
             for i, weight in zip(part, weights, strict=True)
         ]
-        return self._packed([samples[i] for i in part], targets)
-
-    def _packed(self, samples: list[Sample], targets: Sequence[Target]) -> list[PackedBatch]:
         return micro_batches(
-            samples,
+            [samples[i] for i in part],
             targets,
             self.node.micro_batch_tokens,
             self.trainer.layout,
@@ -153,22 +181,23 @@ class Updater:
         both = self.world.all_gather_object((total, sum(float(b.loss_mask.sum()) for b in batches)))
         return row | {"kl": sum(t for t, _ in both) / max(1.0, sum(n for _, n in both))}
 
-    def _less_kl(self, samples: list[Sample]) -> list[Sample]:
-        """Each answer's KL estimate from the reference, taken from its reward. Collective."""
+    def _less_kl(self, samples: list[Sample]) -> tuple[list[Sample], list[Tensor]]:
+        """Each answer's KL estimate from the reference, taken from its reward; and each token's part. Collective."""
         assert self.reference is not None
-        batches = self._packed(samples, [Target(0.0)] * len(samples))
-        old = by_sample(batches, self.trainer.logprobs(batches))
-        reference = by_sample(batches, self.reference.logprobs(batches))
-        layout, size = self.trainer.layout, self.world.data_parallel_size
-        plan = planned(samples, self.node.micro_batch_tokens, layout, size)
-        order = [i for members in plan[self.world.data_parallel_rank :: size] for i in members]
-        estimate = ESTIMATORS[self.node.kl.estimator]
-        mine = {}
-        for i, new, ref in zip(order, old, reference, strict=True):
-            values = estimate(torch.tensor(new, dtype=torch.float64), torch.tensor(ref, dtype=torch.float64))
-            mine[i] = kl_penalty(values.tolist(), self.node.kl.coefficient)
-        found = {i: value for part in self.world.all_gather_object(mine) for i, value in part.items()}
-        return [rewarded(s, {**s.parts, "kl": found[i]}) for i, s in enumerate(samples)]
+        reference, estimate = self.reference, ESTIMATORS[self.node.kl.estimator]
+
+        def distance(batches: list[PackedBatch]) -> list[Tensor]:
+            both = zip(self.trainer.logprobs(batches), reference.logprobs(batches), strict=True)
+            return [estimate(new.double(), ref.double()) for new, ref in both]
+
+        layout, coefficient = self.trainer.layout, self.node.kl.coefficient
+        found = per_token(samples, distance, self.node.micro_batch_tokens, layout, self.world)
+        penalties = [-coefficient * values for values in found]
+        less = [
+            rewarded(s, {**s.parts, "kl": kl_penalty(values.tolist(), coefficient)})
+            for s, values in zip(samples, found, strict=True)
+        ]
+        return less, penalties
 
 
 def context_sum(values: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ _ROW_MULTIPLE = {"fp8-delayed": 16, "fp8-tensorwise": 16, "fp8-blockwise": 128}
 """Tokens of a row on one rank, where a precision asks for a multiple (Transformer Engine's FP8 products)."""
 
 TokenLoss = Callable[[Tensor, PackedBatch], tuple[Tensor, Tensor, dict[str, Tensor]]]
-"""(logprobs [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
+"""(logprobs or values [1, t_local], batch) -> (sum of the loss, tokens that count, figures to add up)."""
 
 Verdict = Callable[[float, float], str | None]
 """(mean loss a token, gradient norm) -> None to take the step, or why not; the same on every rank."""
@@ -74,21 +74,27 @@ class MegatronTrainer:
         world: World,
         dropout: float = 0.0,
         compute: ComputeConfig | None = None,
+        value_head: bool = False,
     ):
-        """`dropout`: of attention weights and of what each block adds to the residual stream.
+        """Args:
+            dropout: of attention weights and of what each block adds to the residual stream.
+            value_head: the model gives a value a token instead of logits (a critic); losses then get the values where
+                they otherwise get log-probabilities.
 
         Raises:
             UserError: this machine cannot do the precision or the moments.
         """
         self.hf_config, self.layout, self.precision, self.world = hf_config, layout, precision, world
         self.optimizer_config, self.compute = optimizer, compute or ComputeConfig()
+        self.value_head = value_head
         self.config = transformer_config(hf_config, layout, precision, self.compute)
         self.config.attention_dropout = self.config.hidden_dropout = dropout
         check_moments(optimizer)
         if world.is_first and ON_CUDA:
             for found in accelerators(ON_CUDA):
                 print(f"{found.what} {found.found}: {found.used}", flush=True)
-        plain = build_model(hf_config, layout, precision, self.config, self.compute.lm_head_chunk_tokens)
+        chunk = 0 if value_head else self.compute.lm_head_chunk_tokens
+        plain = build_model(hf_config, layout, precision, self.config, chunk, value_head)
         fp8_params = is_fp8(precision) and self.compute.fp8_params
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True,
@@ -214,11 +220,18 @@ class MegatronTrainer:
 
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """log p(labels) of each batch, float32 [1, t] in row order, on every rank of the model-parallel group."""
+        return self._by_token(batches)
+
+    def values(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """The value head's numbers, one a token: before the label is known. Shapes and ranks as of `logprobs`."""
+        return self._by_token(batches)
+
+    def _by_token(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         found: list[Tensor] = []
 
-        def keep(logprobs: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            found.append(self._gather_context(logprobs.detach().float(), batch))
-            zero = logprobs.sum() * 0
+        def keep(values: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            found.append(self._gather_context(values.detach().float(), batch))
+            zero = values.sum() * 0
             return zero, zero.int(), {}
 
         with torch.no_grad():
@@ -249,12 +262,14 @@ class MegatronTrainer:
                 max_seqlen_q=batch.max_seqlen,
                 max_seqlen_kv=batch.max_seqlen,
             )
-            # without labels the last stage returns its columns of the logits
-            labels = None if entropy else batch.labels
+            # without labels the last stage returns its columns of the logits, or the values
+            labels = None if entropy or self.value_head else batch.labels
             output = model(batch.tokens, batch.position_ids, None, labels=labels, packed_seq_params=params)
 
             def reduce(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                if entropy:
+                if self.value_head:
+                    found = output[..., 0]
+                elif entropy:
                     group = parallel_state.get_tensor_model_parallel_group()
                     found, batch.extras[ENTROPY] = logprobs_and_entropy(output, batch.labels, group)
                 else:

@@ -58,6 +58,7 @@ def main(options: dict[str, Any]) -> None:
                 for i, p in enumerate(trainer.chunks[0].parameters()):
                     p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
             trainer.synchronise_replicas()
+        make_critic(trainer, folder)
     store.load(folder / "policy", trainer, optimizer=False)
     reference = Reference(trainer, folder / "reference")
 
@@ -66,7 +67,8 @@ def main(options: dict[str, Any]) -> None:
     for n in range(13):
         prompt, answer = ([r.randrange(96) for _ in range(r.randrange(2, top))] for top in (9, LIMIT))
         # what the engine said and what was true before the update: apart from now by a fixed amount
-        samples.append(Sample(0, prompt, answer, [r.gauss(-4, 1) for _ in answer], bool(n % 3), 0, "", 0.0))
+        logprobs, reward = [r.gauss(-4, 1) for _ in answer], float(n % 2)
+        samples.append(Sample(0, prompt, answer, logprobs, bool(n % 3), 0, "", reward))
     advantages = [r.gauss(0, 1) for _ in samples]
     cases = {
         "clip token": (PolicyLoss("clip", 0.2, 0.28, 3.0), "token"),
@@ -87,9 +89,67 @@ def main(options: dict[str, Any]) -> None:
             batch.extras[OLD] = (found.cpu() + shift) * batch.loss_mask
         result = trainer.train_step(batches, loss, 0.0, entropy=loss.needs_entropy)
         out[name] = [result.grad_norm, result.sums["loss"], len(batches)]
+    out["critic"] = critic_norm(trainer, folder, samples, options["capacity"])
     if world.is_first:
         print("RESULT " + json.dumps(out))
     world.stop()
+
+
+def critic_of(trainer: Any, capacity: int) -> Any:
+    from octo_megatron.config.schema import OptimizerConfig, RLNode
+    from octo_megatron.config.schema.critic import CriticConfig
+    from octo_megatron.rl.critic import Critic
+
+    config = CriticConfig(
+        gamma=0.98, gae_lambda=0.9, value_clip=0.1, optimizer=OptimizerConfig(clip_grad=0.0)
+    )
+    node = RLNode(advantages="ppo", critic=config, micro_batch_tokens=capacity, max_prompt_tokens=9,
+                  max_response_tokens=LIMIT)  # fmt: skip
+    return Critic(node, trainer)
+
+
+def make_critic(trainer: Any, folder: Any) -> None:
+    """A checkpoint of the policy with a critic beside it whose head is not zero any more."""
+    import torch
+
+    from octo_megatron.checkpoint import store
+
+    critic = critic_of(trainer, 64)
+    critic.begin(folder / "policy")
+    head = critic.trainer.chunks[0].output_layer.weight
+    assert (head == 0).all()
+    with torch.no_grad():
+        head.copy_(0.02 * torch.randn(head.shape, generator=torch.Generator().manual_seed(5)))
+    critic.trainer.synchronise_replicas()
+    store.save(folder / "critic", trainer, {"step": 0, "critic": True}, critic=critic.trainer)
+
+
+def critic_norm(trainer: Any, folder: Any, samples: list[Any], capacity: int) -> list[float]:
+    """The critic's figures on the answers: gradient norm, loss, batches, and what it makes of them."""
+    import torch
+
+    from octo_megatron.rl.batches import Target, micro_batches
+
+    critic, world = critic_of(trainer, capacity), trainer.world
+    critic.begin(folder / "critic")
+    judged = critic.judge(samples, None)
+    targets = [
+        # as if earlier updates had moved the values, some of them beyond the clip
+        Target(a, critic=(v + 0.2 * torch.sin(3.0 * torch.arange(len(v))), goal))
+        for a, v, goal in zip(judged.advantages, judged.values, judged.returns, strict=True)
+    ]
+    batches = micro_batches(samples, targets, capacity, trainer.layout, world.data_parallel_rank,
+                            world.data_parallel_size)  # fmt: skip
+    row = critic.train([batches])
+    assert 0 < row["value_clip_share"] < 1
+    weighted = sum(float((a * torch.arange(len(a))).sum()) for a in judged.advantages)
+    return [
+        row["critic_grad_norm"],
+        row["value_loss"],
+        len(batches),
+        weighted,
+        judged.row["explained_variance"],
+    ]
 
 
 if __name__ == "__main__":

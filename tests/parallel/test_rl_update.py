@@ -1,4 +1,4 @@
-"""The same answers give the same gradient norm however they are cut: micro-batches, packing, layouts."""
+"""The same answers give the same gradient norms however they are cut: micro-batches, packing, layouts; critic too."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[
     """The checkpoints, and the figures of one process with all answers in one row."""
     folder = tmp_path_factory.mktemp("norms")
     figures = norms(folder, capacity=4096, make=True)
-    assert all(batches == 1 for _, _, batches in figures.values())
-    assert len({round(norm, 3) for norm, _, _ in figures.values()}) == len(figures)  # the losses differ
+    assert all(found[2] == 1 for found in figures.values())
+    assert len({round(found[0], 3) for found in figures.values()}) == len(figures)  # the losses differ
     return folder, figures
 
 
 def check(figures: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
-    for name, (norm, loss, _) in expected.items():
+    for name, (norm, loss, _, *others) in expected.items():
         assert figures[name][0] == pytest.approx(norm, abs=1e-5), name
         assert figures[name][1] == pytest.approx(loss, abs=1e-5), name
+        # of the critic: sums over hundreds of tokens, so relative
+        assert figures[name][3:] == pytest.approx(others, rel=1e-5, abs=1e-5), name
 
 
 def test_micro_batching_changes_nothing(one: tuple[Path, dict[str, list[float]]]) -> None:
     folder, expected = one
     figures = norms(folder, capacity=48)
-    assert all(batches > 4 for _, _, batches in figures.values())
+    assert all(found[2] > 4 for found in figures.values())
     check(figures, expected)
 
 

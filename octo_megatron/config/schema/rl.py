@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema.checks import require
+from octo_megatron.config.schema.critic import CriticConfig
 from octo_megatron.config.schema.node import NodeConfig
 from octo_megatron.config.schema.optimizer import OptimizerConfig
 
-ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce++")
+ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce++", "ppo")
 LOSSES = ("clip", "gspo", "cispo")
 AGGREGATIONS = ("token", "sequence", "fixed")
 
@@ -180,7 +181,7 @@ class RLNode(NodeConfig):
     """Tokens by which an answer may grow in one step; a longer one goes on in the next step. 0: no limit."""
     temperature: float = 1.0
     advantages: str = "grpo"
-    """grpo, dr_grpo, rloo, reinforce++ (rl/advantages/)."""
+    """grpo, dr_grpo, rloo, reinforce++, or ppo with a critic (rl/advantages/)."""
     loss: str = "clip"
     """clip, gspo or cispo (rl/losses/)."""
     aggregation: str = "token"
@@ -192,6 +193,7 @@ class RLNode(NodeConfig):
     """Lower bound of the clipped gain at negative advantages, in multiples of the advantage (3 is usual); 0: none."""
     entropy_coefficient: float = 0.0
     """Weight of the policy's entropy, which is then raised; costs the logits of a micro-batch once more."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
@@ -221,7 +223,12 @@ class RLNode(NodeConfig):
     @property
     def compares_answers(self) -> bool:
         """Whether advantages come from the other answers to the same prompt."""
-        return self.advantages != "ppo"
+        return not self.has_critic
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value model is trained beside the policy."""
+        return self.advantages == "ppo"
 
     @property
     def needs_reference(self) -> bool:
@@ -237,6 +244,8 @@ class RLNode(NodeConfig):
         _one_of("advantages", self.advantages, ADVANTAGES)
         _one_of("loss", self.loss, LOSSES)
         _one_of("aggregation", self.aggregation, AGGREGATIONS)
+        self._check_critic()
+        self._check_lengths()
         total = self.prompts_per_step * self.samples_per_prompt
         require(
             self.temperature == 1.0,
@@ -251,22 +260,6 @@ class RLNode(NodeConfig):
             self.updates_per_step >= 1 and self.prompts_per_step % self.updates_per_step == 0,
             f"updates_per_step {self.updates_per_step} must divide prompts_per_step {self.prompts_per_step} "
             f"({total} samples a step)",
-        )
-        starts = [change.from_step for change in self.response_schedule]
-        require(
-            not starts or (starts[0] == 1 and starts == sorted(set(starts))),
-            f"response_schedule begins at steps {starts}; the first must be 1 and each later than the one before",
-        )
-        for change in self.response_schedule:
-            require(
-                0 < change.max_response_tokens <= self.max_response_tokens,
-                f"response_schedule: {change.max_response_tokens} tokens from step {change.from_step} must lie in "
-                f"1..max_response_tokens ({self.max_response_tokens})",
-            )
-        require(
-            self.overlong.buffer_tokens < self.max_response_tokens,
-            f"overlong.buffer_tokens {self.overlong.buffer_tokens} must be below max_response_tokens "
-            f"{self.max_response_tokens}",
         )
         require(
             not self.clip_ratio_dual or self.clip_ratio_dual > 1,
@@ -284,6 +277,35 @@ class RLNode(NodeConfig):
         require(
             not self.dynamic_sampling_rounds or self.compares_answers,
             "dynamic_sampling_rounds looks for contrast within groups, which advantages: ppo does not use",
+        )
+
+    def _check_critic(self) -> None:
+        require(
+            self.has_critic or self.critic == CriticConfig(),
+            f"critic belongs to advantages: ppo; advantages is '{self.advantages}': leave critic out",
+        )
+        require(
+            not self.has_critic or self.critic.warmup_steps < self.steps,
+            f"critic.warmup_steps {self.critic.warmup_steps} leaves none of the {self.steps} steps to the policy; use "
+            f"critic.warmup_steps={max(0, self.steps - 1)} or less",
+        )
+
+    def _check_lengths(self) -> None:
+        starts = [change.from_step for change in self.response_schedule]
+        require(
+            not starts or (starts[0] == 1 and starts == sorted(set(starts))),
+            f"response_schedule begins at steps {starts}; the first must be 1 and each later than the one before",
+        )
+        for change in self.response_schedule:
+            require(
+                0 < change.max_response_tokens <= self.max_response_tokens,
+                f"response_schedule: {change.max_response_tokens} tokens from step {change.from_step} must lie in "
+                f"1..max_response_tokens ({self.max_response_tokens})",
+            )
+        require(
+            self.overlong.buffer_tokens < self.max_response_tokens,
+            f"overlong.buffer_tokens {self.overlong.buffer_tokens} must be below max_response_tokens "
+            f"{self.max_response_tokens}",
         )
         require(
             self.micro_batch_tokens >= self.max_prompt_tokens + self.max_response_tokens,

@@ -11,5 +11,19 @@ from octo_megatron.rl.losses.policy import (
     WEIGHT,
     PolicyLoss,
 )
+from octo_megatron.rl.losses.value import RETURN, VALUE, ValueLoss
 
-__all__ = ["ADVANTAGE", "ENGINE", "FRESH", "LENGTH", "OLD", "REFERENCE", "SEGMENT", "WEIGHT", "PolicyLoss"]
+__all__ = [
+    "ADVANTAGE",
+    "ENGINE",
+    "FRESH",
+    "LENGTH",
+    "OLD",
+    "REFERENCE",
+    "RETURN",
+    "SEGMENT",
+    "VALUE",
+    "WEIGHT",
+    "PolicyLoss",
+    "ValueLoss",
+]

@@ -9,6 +9,7 @@ import pytest
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import CONFIGS, load_lineage
 from octo_megatron.config.schema import RLNode
+from octo_megatron.config.schema.critic import CriticConfig
 from octo_megatron.config.schema.rl import KLConfig, LengthChange, RewardConfig
 
 
@@ -35,6 +36,12 @@ def test_the_recipe_loads_with_the_papers_values() -> None:
         ({"samples_per_prompt": 1}, "samples_per_prompt must be at least 2"),
         ({"response_schedule": [LengthChange(5, 10)]}, r"begins at steps \[5\]"),
         ({"response_schedule": [LengthChange(1, 999)]}, "must lie in"),
+        ({"critic": CriticConfig(lr=1e-4)}, "critic belongs to advantages: ppo; advantages is 'grpo'"),
+        (
+            {"advantages": "ppo", "steps": 5, "critic": CriticConfig(warmup_steps=5)},
+            "leaves none of the 5 steps to the policy; use critic.warmup_steps=4",
+        ),
+        ({"advantages": "ppo", "dynamic_sampling_rounds": 1}, "which advantages: ppo does not use"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], said: str) -> None:
@@ -47,3 +54,22 @@ def test_wrong_sections_are_named() -> None:
         KLConfig(estimator="k4")
     with pytest.raises(UserError, match=r"reward\.format_pattern '\('"):
         RewardConfig(format_pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr": 0.0}, "critic.lr is 0"),
+        ({"gamma": 0.0}, "critic.gamma is 0"),
+        ({"gae_lambda": 1.5}, r"critic.gae_lambda is 1.5; use a value in 0..1"),
+        ({"value_clip": -0.5}, "critic.value_clip is -0.5"),
+        ({"warmup_steps": -1}, "critic.warmup_steps is -1"),
+    ],
+)
+def test_wrong_values_of_the_critic_are_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        CriticConfig(**values)
+
+
+def test_with_a_critic_one_answer_a_prompt_is_enough() -> None:
+    assert RLNode(advantages="ppo", samples_per_prompt=1).has_critic

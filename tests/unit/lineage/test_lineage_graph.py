@@ -21,6 +21,12 @@ def test_the_order_puts_every_node_after_what_it_reads() -> None:
             assert all(order.index(other) < order.index(name) for other in dependencies(graph.nodes[name]))
 
 
+def test_a_critic_makes_its_node_wait_for_another() -> None:
+    graph = lineage(nodes__rl__advantages="ppo", nodes__rl__critic={"parent": "base"})
+    check_graph(graph)
+    assert dependencies(graph.nodes["rl"]) == ["stable", "base"]
+
+
 def test_descendants_include_what_is_only_evaluated() -> None:
     assert descendants(lineage(), {"stable"}) == {"stable", "rl", "evaluate", "export"}
     assert descendants(lineage(), {"base"}) == {"base", "stable", "rl", "evaluate", "export"}
@@ -56,6 +62,11 @@ def test_descendants_include_what_is_only_evaluated() -> None:
             "nodes.export reads weights of 'evaluate', a node of kind evaluate",
         ),
         ({"nodes__export__parent": None}, "nodes.export is of kind export and needs parent: NODE"),
+        (
+            {"nodes__rl__advantages": "ppo", "nodes__rl__critic": {"parent": "stabel"}},
+            "nodes.rl.critic.parent: there is no node 'stabel'; did you mean 'stable'?",
+        ),
+        ({"nodes__rl__advantages": "ppo", "nodes__rl__critic": {"parent": "rl"}}, "cycle: rl -> rl"),
         ({"nodes__rl__parent": None}, "nodes.rl is of kind rl and needs parent: NODE"),
         ({"nodes__evaluate__parent": "base"}, "nodes.evaluate is of kind evaluate, which has no parent"),
         (

@@ -1,0 +1,65 @@
+"""Where an RL node starts: its own newest checkpoint, else its parent's weights; the critic and the reference too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from octo_megatron.checkpoint import store
+from octo_megatron.checkpoint.parent import parent_checkpoint
+from octo_megatron.config.errors import UserError
+from octo_megatron.config.run_folder import NodeContext
+from octo_megatron.config.schema import RLNode
+from octo_megatron.parallel.world import World
+from octo_megatron.rl.critic import Critic
+from octo_megatron.rl.reference import Reference
+from octo_megatron.train.megatron import MegatronTrainer
+
+
+def begin(
+    ctx: NodeContext, node: RLNode, trainer: MegatronTrainer, critic: Critic | None
+) -> tuple[dict[str, Any], Reference | None]:
+    """Load the node's own newest checkpoint, else the parent's weights under fresh optimizers.
+
+    Where the config measures a distance from the parent's weights, they are read as well.
+
+    Raises:
+        UserError: a checkpoint is missing or damaged, or the node's own has no critic.
+    """
+    own = store.latest(ctx.folder.checkpoints)
+    checkpoint = parent_checkpoint(ctx) if own is None or node.needs_reference else None
+    facts: dict[str, Any] = {"step": 0, "weight_version": 0, "prompts": 0, "seconds": {}}
+    if own is not None:
+        if critic and not store.read_extra(own).get("critic"):
+            raise UserError(
+                f"node {ctx.name}: its checkpoint {own} was made without a critic; delete the node's folder to "
+                "train it anew with advantages: ppo"
+            )
+        facts = store.load(own, trainer, critic=critic.trainer if critic else None)
+    else:
+        assert checkpoint is not None
+        store.load(checkpoint, trainer, optimizer=False)
+        if critic:
+            critic.begin(_critics_checkpoint(ctx, node, trainer.world) or checkpoint)
+    if not node.needs_reference:
+        return facts, None
+    assert checkpoint is not None
+    return facts, Reference(trainer, checkpoint)
+
+
+def _critics_checkpoint(ctx: NodeContext, node: RLNode, world: World) -> Path | None:
+    """Where the critic starts, None where that is the policy's place; collective.
+
+    Raises:
+        UserError: the node that is named has no checkpoint, or a damaged one.
+    """
+    if node.critic.parent is None:
+        return None
+    folder = ctx.run.node(node.critic.parent).checkpoints
+    found = store.latest(folder)
+    if found is None:
+        raise UserError(f"node {ctx.name}: critic.parent {node.critic.parent} has no checkpoint in {folder}")
+    problem = store.problem_of(found, world)
+    if problem:
+        raise UserError(problem)
+    return found
