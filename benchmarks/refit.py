@@ -1,10 +1,11 @@
 """Refit: milliseconds, bytes and GB/s by layout pair, beside a plain copy of the same bytes and vLLM's `load_weights`.
 
-    python benchmarks/refit.py --shape tiny --ranks 1 2 4          # CPU: gloo between processes
-    python benchmarks/refit.py --shape 1b --ranks 1                # one GPU: also into vLLM's live parameters
+    python benchmarks/refit.py --shape tiny --ranks 1 2 4          # CPU: gloo, reload interface of vLLM
+    python benchmarks/refit.py --shape 1b --ranks 1                # one GPU: into vLLM's live parameters
     python benchmarks/refit.py --shape 3b --ranks 1 --out refit.md
 
-Runs unattended: starts its own ranks, prints one table, and a row that fails says why instead of stopping the rest.
+Every row is the product's own path (`octo_megatron.engine.refit.Refit`) into a running vLLM on each rank. Runs
+unattended: starts its own ranks, prints one table, and a row that fails says why instead of stopping the rest.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import json
 import os
 import platform
 import socket
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,85 +50,6 @@ def config_of(shape: str) -> dict[str, Any]:
     }
 
 
-def measure(options: dict[str, Any]) -> None:
-    """One rank of one row; rank 0 prints the figures."""
-    import torch
-    import torch.distributed as dist
-
-    from octo_megatron.config.schema import ParallelConfig
-    from octo_megatron.engine.refit.pieces import EngineLayout, live_pieces, trainer_pieces
-    from octo_megatron.engine.refit.planner import plan
-    from octo_megatron.engine.refit.transfer import Setting, Transfer
-    from octo_megatron.model.build import build_model
-    from octo_megatron.model.hf_weights import table_parameters, tensor_shapes
-    from octo_megatron.parallel import world as worlds
-    from octo_megatron.parallel.device import DEVICE, ON_CUDA
-
-    hf_config, layout = config_of(options["shape"]), ParallelConfig(**options["layout"])
-    world = worlds.start(layout, 0)
-    precision = "bf16" if ON_CUDA else "fp32"
-    models = build_model(hf_config, layout, precision)
-    sources = table_parameters(models, hf_config)
-    dtype = next(iter(sources.values())).dtype
-    engine_layout = EngineLayout(options["engine_tp"], world.world_size // options["engine_tp"])
-    began = time.perf_counter()
-    targets = live_pieces(hf_config, engine_layout)
-    moves = plan(trainer_pieces(hf_config, layout), targets)
-    planned = time.perf_counter() - began
-    setting = Setting(tensor_shapes(hf_config), world.rank, dtype, DEVICE, "benchmark")
-    transfer = Transfer(moves, setting)
-    sizes: dict[str, tuple[int, int]] = {}
-    for p in targets[world.rank]:
-        rows, columns = sizes.get(p.parameter, (0, 0))
-        sizes[p.parameter] = (max(rows, p.row + p.box.rows), max(columns, p.column + p.box.columns))
-    found: dict[str, Any] = {}
-    engine = None
-    if ON_CUDA and options["vllm"]:
-        from octo_megatron.engine.vllm_engine import Engine
-
-        engine = Engine.of(hf_config, precision, 1024, 8, options["engine_tp"])
-        parameters = engine.live_parameters()
-    else:
-        parameters = {name: torch.empty(size, dtype=dtype, device=DEVICE) for name, size in sizes.items()}
-
-    def wait() -> None:
-        if ON_CUDA:
-            torch.cuda.synchronize()
-        if dist.get_world_size() > 1:
-            dist.barrier()
-
-    def timed(work: Any) -> float:
-        """Median milliseconds after one warm run."""
-        taken = []
-        for _ in range(options["repeats"] + 1):
-            wait()
-            began = time.perf_counter()
-            work()
-            wait()
-            taken.append((time.perf_counter() - began) * 1e3)
-        return statistics.median(taken[1:])
-
-    found["refit"] = timed(lambda: transfer.into(sources, parameters, False))
-    report = transfer.into(sources, parameters, True)
-    found["proof"] = report.seconds_proof * 1e3
-    total = report.bytes_local + report.bytes_received
-    flat = torch.empty(total // dtype.itemsize, dtype=dtype, device=DEVICE)
-    other = torch.empty_like(flat)
-    found["copy"] = timed(lambda: other.copy_(flat))
-    if engine is not None and world.world_size == 1:
-        from octo_megatron.model.hf_weights import export_weights
-
-        def load() -> None:
-            weights = list(export_weights(models, hf_config))
-            engine._llm.apply_model(lambda model: model.load_weights(weights))
-
-        found["load_weights"] = timed(load)
-    found |= {"bytes": total, "moved": report.bytes_received, "plan": planned * 1e3, "moves": len(moves)}
-    if world.is_first:
-        print("RESULT " + json.dumps(found), flush=True)
-    os._exit(0)  # not through vLLM's destructors
-
-
 def start(options: dict[str, Any], ranks: int, seconds: int) -> dict[str, Any]:
     """All ranks of a row; {"error": ...} when it fails."""
     with socket.socket() as probe:
@@ -138,7 +58,8 @@ def start(options: dict[str, Any], ranks: int, seconds: int) -> dict[str, Any]:
     common = dict(os.environ, WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                   MASTER_PORT=str(port), PYTHONWARNINGS="ignore")  # fmt: skip
     common.setdefault("OMP_NUM_THREADS", "1")
-    command = [sys.executable, str(Path(__file__).resolve()), "--rank", json.dumps(options)]
+    common |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, str(Path(__file__).with_name("refit_rank.py").resolve()), json.dumps(options)]
     processes = [
         subprocess.Popen(command, env=dict(common, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT, text=True)
@@ -160,30 +81,43 @@ def start(options: dict[str, Any], ranks: int, seconds: int) -> dict[str, Any]:
     return {"error": (output.strip().splitlines() or ["no output"])[-1][:120]}
 
 
+COLUMNS = (
+    "training ranks", "engine", "MB a rank", "of it received", "refit ms", "moving ms", "plain copy ms", "GB/s",
+    "moving / copy", "`load_weights` ms", "refit / `load_weights`", "proof ms", "plan ms",
+)  # fmt: skip
+
+
 def table(arguments: argparse.Namespace) -> str:
-    rows = [
-        "| training ranks | engine | tensors' bytes a rank | bytes over the wire | refit ms | GB/s | plain copy ms "
-        "| refit / copy | load_weights ms | proof ms | plan ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for ranks in arguments.ranks:
         for layout in LAYOUTS[ranks]:
             for engine_tp in sorted({1, ranks}):
-                options = {"shape": arguments.shape, "layout": layout, "engine_tp": engine_tp,
-                           "repeats": arguments.repeats, "vllm": not arguments.no_vllm}  # fmt: skip
-                found = start(options, ranks, arguments.deadline)
-                words = " x ".join(f"{k.split('_')[0][0].upper()}P{v}" for k, v in layout.items()) or "one"
+                options = {"hf_config": config_of(arguments.shape), "layout": layout, "engine_tp": engine_tp,
+                           "repeats": arguments.repeats}  # fmt: skip
+                words = " x ".join(f"{k[0].upper()}P{v}" for k, v in layout.items()) or "one"
                 engine = f"TP{engine_tp} x DP{ranks // engine_tp}"
-                if "error" in found:
-                    rows.append(f"| {words} | {engine} | failed: {found['error']} |" + " |" * 8)
-                    continue
-                load = f"{found['load_weights']:.1f}" if "load_weights" in found else ""
-                rows.append(
-                    f"| {words} | {engine} | {found['bytes'] / 1e6:.1f} MB | {found['moved'] / 1e6:.1f} MB | "
-                    f"{found['refit']:.1f} | {found['bytes'] / found['refit'] / 1e6:.2f} | {found['copy']:.1f} | "
-                    f"{found['refit'] / found['copy']:.2f} | {load} | {found['proof']:.1f} | {found['plan']:.0f} |"
-                )
+                cells = [words, engine, *_figures(start(options, ranks, arguments.deadline))]
+                rows.append("| " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |")
     return "\n".join(rows)
+
+
+def _figures(found: dict[str, Any]) -> list[str]:
+    if "error" in found:
+        return [f"failed: {found['error']}"]
+    load = found.get("load_weights")
+    return [
+        f"{found['bytes'] / 1e6:.1f}",
+        f"{found['over_the_wire'] / 1e6:.1f}",
+        f"{found['refit']:.1f}",
+        f"{found['moving']:.1f}",
+        f"{found['copy']:.1f}",
+        f"{found['bytes'] / found['refit'] / 1e6:.2f}",
+        f"{found['moving'] / found['copy']:.2f}",
+        f"{load:.1f}" if load else "",
+        f"{found['refit'] / load:.2f}" if load else "",
+        f"{found['proof']:.1f}",
+        f"{found['plan']:.0f}",
+    ]
 
 
 def machine() -> str:
@@ -202,14 +136,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", choices=LAYOUTS, default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--deadline", type=int, default=900, help="seconds for one row")
-    parser.add_argument(
-        "--no-vllm", action="store_true", help="on a GPU: write into empty tensors instead of vLLM's"
-    )
     parser.add_argument("--out", type=Path, help="write the table there too")
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rank:
-        measure(json.loads(arguments.rank))
     text = (
         f"{table(arguments)}\n\nMachine: {machine()}. Shape {arguments.shape}. Median of {arguments.repeats}."
     )

@@ -13,10 +13,12 @@ The one file that imports vllm. What vLLM does to the process:
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +156,7 @@ class Engine:
         self.copy, self.copies = rank // tensor_parallel_size, ranks // tensor_parallel_size
         self.is_lead = rank % tensor_parallel_size == 0
         distributed = ranks > 1
-        with process_kept():
+        with process_kept(), _own_shared_memory(distributed and not ON_CUDA):
             # vLLM takes the size of the KV cache from this variable before it looks at its argument
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -304,6 +306,37 @@ class Engine:
         ids = list(answer.token_ids)
         logprobs = [row[token].logprob for token, row in zip(ids, answer.logprobs or [], strict=True)]
         return Completion(ids, logprobs, bool(ids) and ids[-1] in sampling.stop_ids, self.weight_version)
+
+
+@contextlib.contextmanager
+def _own_shared_memory(needed: bool) -> Iterator[None]:
+    """A name of its own for the memory through which an engine's ranks on CPU talk; gone again once all have it.
+
+    vLLM's name is the same for every engine that is started like ours: two runs on one machine would meet, and what a
+    killed run left would keep it from ever starting again.
+    """
+    if not needed:
+        yield
+        return
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    token = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, src=0)
+    theirs = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(
+        lambda group: f"octo-{token[0]}-{_file_name(theirs(group))}"
+    )
+    try:
+        yield
+        dist.barrier()
+    finally:
+        _CPUSHMDistributed.make_group_name = staticmethod(theirs)
+        for left in Path("/dev/shm").glob(f"octo-{token[0]}-*"):
+            left.unlink(missing_ok=True)
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def _settings(sampling: Sampling, max_tokens: int, seed: int | None) -> SamplingParams:

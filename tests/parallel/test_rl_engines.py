@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,22 @@ def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path
     assert (root / "nodes/rl/done.json").exists()
 
 
+@pytest.fixture
+def left_by_a_killed_run() -> Iterator[None]:
+    """Shared memory under the names that vLLM gives it by itself."""
+    paths = [Path(f"/dev/shm/-tp:0-[0-1]-cpushm_{rank}") for rank in range(2)]
+    mine = [path for path in paths if not path.exists()]
+    for path in mine:
+        path.touch()
+    yield
+    for path in mine:
+        path.unlink()
+
+
+@pytest.mark.usefixtures("left_by_a_killed_run")
 def test_a_tensor_parallel_engine_samples_the_same(made: Path, colocated: Path, tmp_path: Path) -> None:
     """Trainer data-parallel 2, engine tensor-parallel 2."""
+    before = set(Path("/dev/shm").iterdir())
     layout = {"data_parallel_size": 2}
     root = copy(
         made, tmp_path / "run", steps=2, evaluate=[], parallel=layout, engine={"tensor_parallel_size": 2}
@@ -105,6 +120,7 @@ def test_a_tensor_parallel_engine_samples_the_same(made: Path, colocated: Path, 
     wait(start(root, processes=2), root)
     assert shown(root)[0] == shown(colocated)[0]
     assert rows(root)[0]["grad_norm"] == pytest.approx(rows(colocated)[0]["grad_norm"], abs=1e-5)
+    assert not {path.name for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name}
 
 
 def test_long_answers_go_on_with_newer_weights(made: Path, tmp_path: Path) -> None:
