@@ -10,6 +10,7 @@ RUN/nodes/<node>/checkpoints/    Megatron distributed checkpoints (step_00000100
 RUN/nodes/<node>/metrics.jsonl   one line a step, flat keys
 RUN/nodes/<node>/progress.json   what it is doing now (for the progress bar and the deadline)
 RUN/nodes/<node>/heartbeat/      what each rank is doing now (parallel/heartbeat.py)
+RUN/nodes/<node>/samplers/       where the ranks that sample listen (engine/address.py)
 RUN/nodes/<node>/fence/          which start of the node may write checkpoints (checkpoint/fence.py)
 RUN/nodes/<node>/log.txt         output of its processes
 RUN/nodes/<node>/error.json      why its last try failed: {rank, kind: user | crash | hang | stopped, message}
@@ -94,6 +95,10 @@ class NodeFolder:
         return self.root / "heartbeat"
 
     @property
+    def samplers(self) -> Path:
+        return self.root / "samplers"
+
+    @property
     def fence(self) -> Path:
         return self.root / "fence"
 
@@ -112,6 +117,16 @@ class NodeFolder:
     @property
     def hf(self) -> Path:
         return self.root / "hf"
+
+    def forget_last_start(self) -> None:
+        """Remove what only tells of processes that are gone; before any of a new start is there."""
+        for left in (
+            self.progress,
+            self.error,
+            *self.heartbeat.glob("*.json"),
+            *self.samplers.glob("*.json"),
+        ):
+            left.unlink(missing_ok=True)
 
     def is_done(self) -> bool:
         return self.done.is_file()

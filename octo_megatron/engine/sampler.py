@@ -1,30 +1,25 @@
-"""An engine in a process of its own: trainer and engine work at the same time, and an engine that dies is restarted."""
+"""An engine on a rank that samples: trainer and engine work at the same time, and an engine that dies is restarted."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from octo_megatron.engine.contact import Contact
 from octo_megatron.engine.messages import Channel
+from octo_megatron.engine.tensors import send_tensor
 from octo_megatron.engine.vllm_engine import Completion, Sampling
 
 MOST_DEATHS = 3
 """In one step; then the run saves and stops."""
 _START_SECONDS = 600.0
-_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAST_WORDS_SECONDS = 5.0
+"""For a process that has closed its end to be gone, with its exit code."""
 
 
 class EngineLost(RuntimeError):
@@ -32,7 +27,7 @@ class EngineLost(RuntimeError):
 
 
 class Sampler:
-    """What `Engine` offers, from another process, with a deadline for everything.
+    """What `Engine` offers, from a rank that samples, with a deadline for everything.
 
     The last weights stay in host memory, so that a new process gets them without the trainer's help. Requests are
     carried out one after the other in the order in which they were made.
@@ -42,6 +37,7 @@ class Sampler:
 
     def __init__(
         self,
+        contact: Contact,
         hf_config: dict[str, Any],
         precision: str,
         max_model_len: int,
@@ -49,9 +45,12 @@ class Sampler:
         copy: int,
         copies: int,
         deadline_seconds: float,
-        device: str | None = None,
     ):
-        """`device`: CUDA_VISIBLE_DEVICES of the process; None: as this one's. `copy`, `copies`: as in `Engine`."""
+        """`contact`: the rank that samples; closed with this. `copy`, `copies`: as in `Engine`.
+
+        Raises:
+            EngineLost: it died three times while it started.
+        """
         self.copy, self.copies, self.weight_version, self.deaths = copy, copies, -1, 0
         self._config = {
             "hf_config": hf_config,
@@ -59,17 +58,11 @@ class Sampler:
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
         }
-        self._deadline, self._device, self._at_once = deadline_seconds, device, max_num_seqs
+        self._contact, self._deadline, self._at_once = contact, deadline_seconds, max_num_seqs
         self._weights: list[tuple[str, Tensor]] = []
-        self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._queue = ThreadPoolExecutor(1, "sampler")
-        self._start()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the engine's process."""
-        return self._process.pid if self._process else None
+        self._queue, self._closed = ThreadPoolExecutor(1, "sampler"), False
+        self._queue.submit(self._surviving, lambda: None).result()
 
     def new_step(self) -> None:
         """Deaths are counted anew."""
@@ -99,9 +92,11 @@ class Sampler:
         """Nothing: it never slept."""
 
     def close(self) -> None:
-        """End the process; what it was still asked is dropped."""
+        """End the engine; what it was still asked is dropped."""
+        self._closed = True
         self._queue.shutdown(wait=False, cancel_futures=True)
-        self._end()
+        self._let_go()
+        self._contact.close()
 
     def _load(self, weights: list[tuple[str, Tensor]], version: int) -> dict[str, int]:
         self._weights, self.weight_version = weights, version
@@ -111,7 +106,7 @@ class Sampler:
         assert self._channel is not None
         self._channel.send({"do": "weights", "version": self.weight_version})
         for name, tensor in self._weights:
-            self._channel.send_tensor(name, tensor)
+            send_tensor(self._channel, name, tensor)
         self._channel.send({"do": "end"})
         digests: dict[str, int] = self._channel.receive()["digests"]
         return digests
@@ -136,57 +131,33 @@ class Sampler:
         """`work`, again with a new engine where this one dies or is silent beyond the deadline."""
         while True:
             try:
-                if self._process is None:
+                if self._channel is None:
                     self._start()
                     if self._weights and work != self._push:
                         self._push()
                 return work()
             except (TimeoutError, OSError, ValueError) as error:
                 # ValueError: half a message of a process that was killed while it wrote
-                code = self._exit_code() if not isinstance(error, TimeoutError) else None
+                if self._closed:
+                    raise
+                self._let_go()
+                code = self._contact.end_engine(0 if isinstance(error, TimeoutError) else _LAST_WORDS_SECONDS)
                 state = "hung" if isinstance(error, TimeoutError) else f"died (exit code {code})"
-                self._end()
                 self.deaths += 1
-                print(f"sampler {self.copy}: the engine {state}: {error}; death {self.deaths}", flush=True)
+                print(f"{self._contact}: the engine {state}: {error}; death {self.deaths}", flush=True)
                 if self.deaths >= MOST_DEATHS:
                     raise EngineLost(
-                        f"the engine of sampler {self.copy} {state} and was restarted, {self.deaths} times in one step"
+                        f"the engine of {self._contact} {state} and was restarted, {self.deaths} times in one step"
                     ) from error
 
-    def _exit_code(self) -> int | None:
-        """Of the engine's process, which has just closed its end; None while it lives or was never there."""
-        if self._process is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        return self._process.returncode
-
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        env = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
-        if self._device is not None:
-            env["CUDA_VISIBLE_DEVICES"] = self._device
-        with tempfile.TemporaryDirectory() as folder:
-            config = Path(folder) / "config.json"
-            config.write_text(json.dumps(self._config), encoding="utf-8")
-            command = [sys.executable, "-m", "octo_megatron.engine.sampler_process"]
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(config)],
-                env=env,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-            )
-            theirs.close()
-            self._channel = Channel(ours)
-            self._channel.deadline(_START_SECONDS)
-            self._channel.receive()
+        self._channel = self._contact.new_engine()
+        self._channel.deadline(_START_SECONDS)
+        self._channel.send(self._config)
+        self._channel.receive()
         self._channel.deadline(self._deadline)
 
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        if process is not None:
-            process.kill()
-            process.wait()
+    def _let_go(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()

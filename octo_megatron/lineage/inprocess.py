@@ -109,8 +109,7 @@ def _prepared(plan: Plan, stage: str, launcher: Launcher, locks: contextlib.Exit
         prepare_stage(plan, display, stage, ())
         node = plan.run.node(stage)
         locks.enter_context(FolderLock(node.root / "lock", purpose, job=os.environ.get("SLURM_JOB_ID", "")))
-        for left in (node.progress, node.error):
-            left.unlink(missing_ok=True)
+        node.forget_last_start()
         problem = ""
     except UserError as error:
         problem = str(error)
@@ -122,13 +121,15 @@ def _prepared(plan: Plan, stage: str, launcher: Launcher, locks: contextlib.Exit
 def check_world(plan: Plan, stage: str, launcher: Launcher) -> None:
     if stage not in plan.lineage.nodes:
         raise UserError(f"--stage {stage}: there is no such node; there are: {', '.join(plan.lineage.nodes)}")
-    layout = plan.lineage.layout_of(stage)
-    if layout.world_size != launcher.world_size:
+    layout, ranks = plan.lineage.layout_of(stage), plan.lineage.ranks_of(stage)
+    if ranks != launcher.world_size:
+        sampling = ranks - layout.world_size
+        more = f" and nodes.{stage}.engine {sampling} that sample" if sampling else ""
         raise UserError(
             f"{launcher.name} started {launcher.world_size} ranks, but the layout of {stage} needs tensor "
             f"{layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x context "
-            f"{layout.context_parallel_size} x data {layout.data_parallel_size} = {layout.world_size}; "
-            f"start {layout.world_size} ranks or change nodes.{stage}.parallel"
+            f"{layout.context_parallel_size} x data {layout.data_parallel_size} = {layout.world_size}{more}; "
+            f"start {ranks} ranks or change nodes.{stage}.parallel"
         )
 
 

@@ -70,7 +70,7 @@ def jobs_of(lineage: LineageConfig, done: set[str], per_node: int) -> list[Job]:
         waits = [where[other] for other in dependencies(lineage.nodes[name]) if other in where]
         node = lineage.nodes[name]
         file = _FILES.get(node.kind, "evaluate") if len(members) == 1 else "decay"
-        shape = _shape(name, lineage.layout_of(name).world_size, per_node)
+        shape = _shape(name, lineage.ranks_of(name), per_node)
         jobs.append(Job(key, file, tuple(members), *shape, tuple(waits or [DATA]), _depth(lineage, name)))
     return jobs
 
@@ -103,25 +103,23 @@ def _branches(lineage: LineageConfig, name: str) -> list[str]:
     node = lineage.nodes[name]
     if not isinstance(node, TrainNode) or node.parent is None:
         return [name]
-    size = lineage.layout_of(name).world_size
+    size = lineage.ranks_of(name)
     return [
         other
         for other, config in lineage.nodes.items()
-        if isinstance(config, TrainNode)
-        and config.parent == node.parent
-        and lineage.layout_of(other).world_size == size
+        if isinstance(config, TrainNode) and config.parent == node.parent and lineage.ranks_of(other) == size
     ]
 
 
-def _shape(name: str, world_size: int, per_node: int) -> tuple[int, int]:
+def _shape(name: str, ranks: int, per_node: int) -> tuple[int, int]:
     """(nodes, tasks per node): as few nodes as possible, all alike."""
-    nodes = -(-world_size // per_node)
-    if world_size % nodes:
+    nodes = -(-ranks // per_node)
+    if ranks % nodes:
         raise UserError(
-            f"nodes.{name}: its layout needs {world_size} processes, which do not divide over {nodes} nodes of "
-            f"{per_node}; make data_parallel_size such that they do, or set OCTO_GPUS_PER_NODE"
+            f"nodes.{name}: its layout needs {ranks} processes, which do not divide over {nodes} nodes of "
+            f"{per_node}; make data_parallel_size (or engine.ranks) such that they do, or set OCTO_GPUS_PER_NODE"
         )
-    return nodes, world_size // nodes
+    return nodes, ranks // nodes
 
 
 def _depth(lineage: LineageConfig, name: str) -> int:

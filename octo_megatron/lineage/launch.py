@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -12,6 +11,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from octo_megatron.parallel.hangup import kill_on_hangup
 
 
 def environment(threads: int, has_gpu: bool) -> dict[str, str]:
@@ -56,13 +57,13 @@ class Failure:
     rank: int
     returncode: int
 
-    def describe(self) -> str:
-        """`rank 1 ended with code 1` or `rank 1 was killed by SIGKILL`."""
+    def describe(self, role: str = "") -> str:
+        """`rank 1 ended with code 1` or `rank 1 was killed by SIGKILL`; `role` comes behind the number."""
         if self.returncode >= 0:
-            return f"rank {self.rank} ended with code {self.returncode}"
+            return f"rank {self.rank}{role} ended with code {self.returncode}"
         name = signal.Signals(-self.returncode).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"rank {self.rank} was killed by {name}{hint}"
+        return f"rank {self.rank}{role} was killed by {name}{hint}"
 
 
 class ProcessGroup:
@@ -70,7 +71,7 @@ class ProcessGroup:
 
     They form one process group of their own: Ctrl-C reaches them only through us, and they end together.
     When this process dies, even by SIGKILL, the kernel ends the whole group: it owns the read end of a pipe
-    whose only write end is ours, with SIGKILL as the signal for its hang-up (fcntl F_SETOWN, F_SETSIG).
+    whose only write end is ours, with SIGKILL as the signal for its hang-up (`parallel/hangup.py`).
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ProcessGroup:
                 )
                 self._processes.append(process)
                 if rank == 0:
-                    _kill_on_hangup(read_end, process.pid)
+                    kill_on_hangup(read_end, -process.pid)
         os.close(read_end)
 
     def failure(self) -> Failure | None:
@@ -144,9 +145,3 @@ class ProcessGroup:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._processes[0].pid, number)
-
-
-def _kill_on_hangup(read_end: int, group: int) -> None:
-    fcntl.fcntl(read_end, fcntl.F_SETOWN, -group)
-    fcntl.fcntl(read_end, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(read_end, fcntl.F_SETFL, fcntl.fcntl(read_end, fcntl.F_GETFL) | os.O_ASYNC)

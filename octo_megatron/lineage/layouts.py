@@ -187,3 +187,10 @@ def _check_rl(name: str, layout: ParallelConfig, node: RLNode, hf: dict[str, Any
             f"is beyond the model's max_position_embeddings {limit}; use "
             f"max_response_tokens={int(limit) - node.max_prompt_tokens}"
         )
+    ranks = node.engine.ranks
+    if ranks is not None and layout.world_size % ranks:
+        fit = max(n for n in _divisors(layout.world_size) if n < ranks)
+        raise UserError(
+            f"nodes.{name}: engine.ranks {ranks} does not divide the {layout.world_size} training ranks, which share "
+            f"them evenly; use engine.ranks={fit}"
+        )

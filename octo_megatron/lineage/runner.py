@@ -88,6 +88,8 @@ class Runner:
             UserError: a source or a problem set cannot be read.
             StageFailed: the preparation crashed, was killed or went silent beyond the deadline.
         """
+        for left in ("progress.json", "error.json"):
+            (self._run.root / "data" / left).unlink(missing_ok=True)
         try:
             self._launch(
                 _DATA, self._run.root / "data", ["-m", "octo_megatron.data.prepare", str(self._run.root)], 1
@@ -122,8 +124,8 @@ class Runner:
         (folder / "summary.txt").unlink(missing_ok=True)
         command = ["-m", "octo_megatron.lineage.worker", str(self._run.root), name, f"profile:{steps}"]
         try:
-            world_size = self._lineage.layout_of(name).world_size
-            self._launch(name, node.root, command, world_size, folder / "summary.txt")
+            node.forget_last_start()
+            self._launch(name, node.root, command, self._lineage.ranks_of(name), folder / "summary.txt")
             self._loop([])
         finally:
             self._end_all()
@@ -159,20 +161,19 @@ class Runner:
     def _start_ready(self, waiting: list[str]) -> None:
         for name in list(waiting):
             needs = dependencies(self._lineage.nodes[name])
-            world_size = self._lineage.layout_of(name).world_size
+            world_size = self._lineage.ranks_of(name)
             slots = min(world_size, self._lineage.slots)
             free = self._lineage.slots - sum(job.slots for job in self._jobs.values())
             if slots <= free and all(self._run.node(other).is_done() for other in needs):
                 waiting.remove(name)
                 command = ["-m", "octo_megatron.lineage.worker", str(self._run.root), name]
                 node = self._run.node(name)
+                node.forget_last_start()
                 self._launch(name, node.root, command, world_size, node.done)
 
     def _launch(
         self, name: str, folder: Path, command: list[str], world_size: int, result: Path | None = None
     ) -> None:
-        for left in ("progress.json", "error.json"):
-            (folder / left).unlink(missing_ok=True)
         processes = ProcessGroup(command, world_size, folder / "log.txt", self._env, self._locks)
         slots = min(world_size, self._lineage.slots)
         self._jobs[name] = _Job(name, folder, processes, slots, result=result)
@@ -191,7 +192,9 @@ class Runner:
             job.processes.end()
             error = _error_of(job)
             user = error.get("kind") == "user"
-            rank = f"rank {error['rank']}: {error['message']}" if error else failure.describe()
+            rank = failure.describe(self._role(job, failure.rank))
+            if error:
+                rank = f"rank {error['rank']}{self._role(job, error['rank'])}: {error['message']}"
             self._end(
                 job, f"{self._title(job)} failed {job.where()}, {rank}; log: {job.folder / 'log.txt'}", user
             )
@@ -204,7 +207,7 @@ class Runner:
                 )
                 self._end(job, text, False)
         elif job.silent_seconds() > self._lineage.deadline_seconds:
-            ranks = ", ".join(map(str, job.processes.alive_ranks()))
+            ranks = ", ".join(f"{rank}{self._role(job, rank)}" for rank in job.processes.alive_ranks())
             behind = heartbeat.describe(job.folder / "heartbeat", time.time())
             job.processes.dump_stacks()
             job.processes.end()
@@ -227,6 +230,11 @@ class Runner:
         said = error.get("message") if error.get("kind") == "stopped" else None
         self._stopped.append(said or f"{self._title(job)} was stopped {job.where()}")
         self._display.ended(job.name, f"{job.name:<12} stopped {job.where()}")
+
+    def _role(self, job: _Job, rank: int) -> str:
+        """` (samples)` behind the number of a rank that does not train."""
+        samples = job.name in self._lineage.nodes and rank >= self._lineage.layout_of(job.name).world_size
+        return " (samples)" if samples else ""
 
     def _title(self, job: _Job) -> str:
         return "preparing the data" if job.name == _DATA else f"node {job.name}"

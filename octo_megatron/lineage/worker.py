@@ -1,5 +1,7 @@
 """One process of one node: `python -m octo_megatron.lineage.worker RUN NODE [PURPOSE]`, started by `octo run`.
 
+Where engines are separate, the last ranks of the launch sample; the others train and see a world of their own.
+
 PURPOSE is `profile:STEPS` for `octo profile`.
 
 Ends with code 0 after the stage, 2 after a user's mistake, 1 after a crash and 75 when a signal stopped it; all but the
@@ -30,6 +32,9 @@ STAGES = {
 }
 """Kind of node -> module whose `run(ctx)` does it. By name, so that a stage loads no other stage's engine."""
 
+SAMPLING = "octo_megatron.engine.sampling_rank"
+"""Module whose `run(ctx)` is a rank that samples."""
+
 PROFILE = "octo_megatron.train.profile"
 """Module whose `run(ctx, steps)` records a few steps of a train node."""
 
@@ -52,7 +57,7 @@ def run_stage(root: Path, name: str, purpose: str = "") -> int:
         if purpose:
             importlib.import_module(PROFILE).run(context, int(purpose.removeprefix("profile:")))
         else:
-            importlib.import_module(STAGES[context.node.kind]).run(context)
+            importlib.import_module(_module(context, rank)).run(context)
     except UserError as error:
         print(f"octo: error: {error}", file=sys.stderr, flush=True)
         report_error(error_file, rank, "user", str(error))
@@ -67,6 +72,27 @@ def run_stage(root: Path, name: str, purpose: str = "") -> int:
         report_error(error_file, rank, "crash", traceback.format_exception_only(error)[-1].strip())
         return 1
     return 0
+
+
+def _module(context: NodeContext, rank: int) -> str:
+    """What this rank runs; a rank that trains is told the size of the world that trains.
+
+    Raises:
+        UserError: not as many processes were started as train and sample.
+    """
+    sampling = context.lineage.sampling_ranks_of(context.name)
+    if sampling:
+        training = context.lineage.layout_of(context.name).world_size
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != training + sampling:
+            raise UserError(
+                f"nodes.{context.name} needs {training} processes that train and {sampling} that sample "
+                f"(engine.placement=separate), but {started} were started"
+            )
+        if rank >= training:
+            return SAMPLING
+        os.environ["WORLD_SIZE"] = str(training)
+    return STAGES[context.node.kind]
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """Every rank says every few seconds in which phase it is; the first to miss a deadline names who is behind.
 
-RUN/nodes/<node>/heartbeat/00003.json   {rank, host, pid, phase, count, since, time}, rewritten by a thread
+RUN/nodes/<node>/heartbeat/00003.json   {rank, host, pid, phase, count, since, time, follows}, rewritten by a thread
 
 `since` is when the phase began, `time` when the file was written. A rank that waits for another in a collective keeps
-writing, but its phase grows old; one that is stopped, swapped out or gone no longer writes. No torch here: `octo run`
-reads the same files.
+writing, but its phase grows old; one that is stopped, swapped out or gone no longer writes. A rank that follows (it
+samples for others) may be in a phase for as long as they like. No torch here: `octo run` reads the same files.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Beat:
     """Phases begun so far: ranks that work alike count alike, and the one that is behind counts less."""
     since: float
     time: float
+    follows: bool = False
+    """It does what other ranks ask: behind only where it shows no sign of life."""
 
 
 class Heartbeat:
@@ -51,10 +53,12 @@ class Heartbeat:
         deadline_seconds: float,
         on_miss: Callable[[str], None],
         grace_seconds: float = GRACE_SECONDS,
+        follows: bool = False,
     ):
-        """`on_miss`: called in a thread with the message when this rank's phase outlives deadline and grace."""
+        """`on_miss`: called in a thread with the message when this rank's phase outlives deadline and grace; never
+        where it `follows`."""
         self._folder, self._rank, self._deadline, self._on_miss = folder, rank, deadline_seconds, on_miss
-        self._grace = grace_seconds
+        self._grace, self._follows = grace_seconds, follows
         self._phase, self._count, self._since = "start", 0, time.time()
         self._ended = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ class Heartbeat:
         while not self._ended.wait(min(INTERVAL_SECONDS, self._deadline / 4)):
             self._write()
             waited = time.time() - self._since
-            if waited > self._deadline + self._grace:
+            if not self._follows and waited > self._deadline + self._grace:
                 behind = describe(self._folder, time.time()) or "no rank has left a heartbeat"
                 self._on_miss(
                     f"rank {self._rank} has been in phase {self._phase} for {waited:.0f} s (deadline_seconds is "
@@ -85,9 +89,8 @@ class Heartbeat:
                 return
 
     def _write(self) -> None:
-        beat = Beat(
-            self._rank, socket.gethostname(), os.getpid(), self._phase, self._count, self._since, time.time()
-        )
+        host, pid, now = socket.gethostname(), os.getpid(), time.time()
+        beat = Beat(self._rank, host, pid, self._phase, self._count, self._since, now, self._follows)
         path = _path(self._folder, self._rank)
         temporary = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # a full disk ends the run elsewhere, with a better message
@@ -110,11 +113,12 @@ def describe(folder: Path, now: float) -> str | None:
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
             beats.append(Beat(**json.loads(path.read_text())))
+    silent = 3 * INTERVAL_SECONDS
+    beats = [b for b in beats if not b.follows or now - b.time > silent]
     if not beats:
         return None
-    silent = 3 * INTERVAL_SECONDS
     last = min(beats, key=lambda b: (b.count, b.time if now - b.time > silent else now, b.rank))
-    who = f"rank {last.rank} is behind (pid {last.pid} on {last.host})"
+    who = f"rank {last.rank}{' (samples)' if last.follows else ''} is behind (pid {last.pid} on {last.host})"
     where = f"{who}: in phase {last.phase} for {now - last.since:.0f} s"
     quiet = now - last.time
     return where + (f", no sign of life for {quiet:.0f} s" if quiet > silent else "")

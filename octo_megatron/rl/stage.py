@@ -21,6 +21,7 @@ from octo_megatron.config.schema import RLNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.data.problems import Problem, load_problems
 from octo_megatron.data.tokenizer import TextTokenizer
+from octo_megatron.engine.contact import Contact
 from octo_megatron.engine.refit.pieces import EngineLayout
 from octo_megatron.engine.refit.refit import Refit
 from octo_megatron.engine.sampler import EngineLost, Sampler
@@ -204,22 +205,38 @@ def _engine(
     max_model_len: int,
     world: World,
 ) -> Engine | Sampler:
-    """The engine of this rank: in this process, or a sampler in its own."""
+    """The engine of this rank: in this process, or on a rank that samples."""
     answers = -(-node.prompts_per_step // layout.data_parallel_size) * node.samples_per_prompt
     dtype, at_once = ctx.lineage.dtype_of(ctx.name), min(answers, _AT_ONCE)
     if node.engine.placement == "separate":
-        config = node.engine
-        return Sampler(
-            hf_config,
-            dtype,
-            max_model_len,
-            at_once,
-            world.rank,
-            world.world_size,
-            config.deadline_seconds,
-            config.device,
-        )
+        return _sampler(ctx, node, hf_config, dtype, max_model_len, at_once, world)
     return Engine.of(hf_config, dtype, max_model_len, at_once, layout.tensor_parallel_size)
+
+
+def _sampler(
+    ctx: NodeContext,
+    node: RLNode,
+    hf_config: dict[str, Any],
+    dtype: str,
+    max_model_len: int,
+    at_once: int,
+    world: World,
+) -> Sampler:
+    """An engine on the rank that samples for this one; training ranks share those that sample in turn.
+
+    Raises:
+        UserError: it died three times while it started.
+    """
+    sampling_rank = world.world_size + world.rank % ctx.lineage.sampling_ranks_of(ctx.name)
+    patience = max(600.0, ctx.lineage.deadline_seconds)
+    contact = Contact(ctx.folder.samplers, sampling_rank, world.rank, patience)
+    deadline = node.engine.deadline_seconds
+    try:
+        return Sampler(
+            contact, hf_config, dtype, max_model_len, at_once, world.rank, world.world_size, deadline
+        )
+    except EngineLost as error:
+        raise UserError(f"node {ctx.name}: {error}, while it started; look at {ctx.folder.log}") from error
 
 
 def _engine_layout(name: str, node: RLNode, world: World) -> EngineLayout:

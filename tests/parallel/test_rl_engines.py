@@ -9,10 +9,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rl_runs import all_rows, copy, make_run, rows, shown, start, wait
+
+from octo_megatron.lineage.display import Lines
+from octo_megatron.lineage.launch import ProcessGroup
+from octo_megatron.lineage.run_state import load_run
+from octo_megatron.lineage.runner import Runner, StageFailed
 
 pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
 pytestmark = pytest.mark.slow
@@ -30,20 +37,24 @@ def colocated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sampler_of(trainer: int) -> int | None:
-    """The sampler process that a training process started."""
+SEPARATE = {"placement": "separate"}
+
+
+def engine_of(group: ProcessGroup, rank: int = 1) -> int | None:
+    """The engine's process on a rank that samples."""
+    parent = group._processes[rank].pid
     found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(trainer)], capture_output=True, text=True
+        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
     ).stdout
     pids = [int(line.split()[0]) for line in found.splitlines() if "sampler_process" in line]
     return pids[0] if pids else None
 
 
 def test_a_dead_engine_is_replaced_and_nothing_changes(made: Path, colocated: Path, tmp_path: Path) -> None:
-    """Separate, one trainer and one sampler: killed once and stopped once, the run is the colocated one."""
-    changes = {"steps": 3, "evaluate": [], "engine": {"placement": "separate", "deadline_seconds": 60.0}}
+    """One rank trains, one samples: the engine killed once and stopped once, the run is the colocated one."""
+    changes = {"steps": 3, "evaluate": [], "engine": {**SEPARATE, "deadline_seconds": 30.0}}
     root = copy(made, tmp_path / "run", **changes)
-    group = start(root)
+    group = start(root, processes=2)
     for mark, number in (("phases/step_00001/drawn_0.json", signal.SIGKILL),
                          ("phases/step_00002/drawn_0.json", signal.SIGSTOP)):  # fmt: skip
         deadline = time.monotonic() + 600
@@ -52,7 +63,7 @@ def test_a_dead_engine_is_replaced_and_nothing_changes(made: Path, colocated: Pa
                 -3000:
             ]
             time.sleep(0.001)
-        pid = sampler_of(group._processes[0].pid)
+        pid = engine_of(group)
         assert pid is not None
         os.kill(pid, number)
     wait(group, root)
@@ -63,9 +74,8 @@ def test_a_dead_engine_is_replaced_and_nothing_changes(made: Path, colocated: Pa
 
 
 def test_an_engine_that_is_a_step_behind_stamps_its_answers(made: Path, tmp_path: Path) -> None:
-    engine = {"placement": "separate", "lag": 1}
-    root = copy(made, tmp_path / "run", steps=4, evaluate=[], engine=engine)
-    wait(start(root), root)
+    root = copy(made, tmp_path / "run", steps=4, evaluate=[], engine={**SEPARATE, "lag": 1})
+    wait(start(root, processes=2), root)
     found = all_rows(root)
     assert [row["step"] for row in found] == [1, 2, 3, 4]
     assert found[0]["staleness"] == 0
@@ -76,16 +86,15 @@ def test_an_engine_that_is_a_step_behind_stamps_its_answers(made: Path, tmp_path
 
 
 def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path) -> None:
-    changes = {"steps": 3, "evaluate": [], "engine": {"placement": "separate"}, "checkpoint_interval": 0}
+    changes = {"steps": 3, "evaluate": [], "engine": SEPARATE, "checkpoint_interval": 0}
     root = copy(made, tmp_path / "run", **changes)
-    group, deaths = start(root), 0
+    group = start(root, processes=2)
     deadline = time.monotonic() + 600
     while group.failure() is None and not group.finished() and time.monotonic() < deadline:
         if (root / "nodes/rl/phases/step_00002/drawn_0.json").exists():
-            pid = sampler_of(group._processes[0].pid)
+            pid = engine_of(group)
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
-                deaths += 1
         time.sleep(0.005)
     failure = group.failure()
     group.end()
@@ -93,8 +102,63 @@ def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path
     log = (root / "log.txt").read_text()
     assert "3 times in one step" in log and "the weights after step 1 are saved" in log
     assert (root / "nodes/rl/checkpoints/step_00000001").is_dir()
-    wait(start(root), root)
+    wait(start(root, processes=2), root)
     assert (root / "nodes/rl/done.json").exists()
+
+
+def run_node(root: Path) -> None:
+    """Node `rl` as `octo run` starts it: as many ranks as it needs, watched."""
+    run, lineage = load_run(root)
+    Runner(run, lineage, Lines(Console(quiet=True)), ()).run_nodes(["rl"])
+
+
+def test_a_rank_that_samples_for_two_is_killed(made: Path, colocated: Path, tmp_path: Path) -> None:
+    """As with any rank the run ends, and goes on when it is started again, to the tokens of the colocated run."""
+    engine = {**SEPARATE, "ranks": 1}
+    root = copy(
+        made, tmp_path / "run", steps=2, evaluate=[], parallel={"data_parallel_size": 2}, engine=engine
+    )
+    address = root / "nodes/rl/samplers/00002.json"
+    address.parent.mkdir(parents=True)
+    address.write_text('{"rank": 2, "host": "gone", "address": "127.0.0.1", "port": 9, "token": "0"}')
+
+    def kill() -> None:
+        deadline = time.monotonic() + 300
+        while not (root / "nodes/rl/phases/step_00002/drawn_0.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        beat = json.loads((root / "nodes/rl/heartbeat/00002.json").read_text())
+        assert beat["follows"]
+        os.kill(beat["pid"], signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill)
+        with pytest.raises(
+            StageFailed,
+            match=r"node rl failed .*, rank (2 \(samples\) was killed by SIGKILL|[01]: .*rank 2 \(samples, on)",
+        ):
+            run_node(root)
+        killed.result()
+    assert not (root / "nodes/rl/done.json").exists()
+    run_node(root)
+    assert shown(root)[0] == shown(colocated)[0]
+    found, one = rows(root), rows(colocated)
+    assert [row["step"] for row in found] == [1, 2] and found[0]["reward"] == one[0]["reward"]
+    assert found[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], abs=1e-5)
+    assert not list((root / "nodes/rl/samplers").glob("*.json")), "withdrawn at the end"
+    log = (root / "nodes/rl/log.txt").read_text()
+    assert "rank 2 (samples): for training ranks 0, 1 on 127.0.0.1:" in log
+
+
+def test_too_few_processes_are_refused(made: Path, tmp_path: Path) -> None:
+    root = copy(made, tmp_path / "run", engine=SEPARATE)
+    group = start(root, processes=1)
+    while not group.finished():
+        time.sleep(0.05)
+    group.end()
+    assert (
+        "nodes.rl needs 1 processes that train and 1 that sample (engine.placement=separate), but 1 were"
+        in (root / "log.txt").read_text()
+    )
 
 
 @pytest.fixture

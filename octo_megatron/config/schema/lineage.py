@@ -75,6 +75,17 @@ class LineageConfig:
         """The node's own layout, or the lineage's."""
         return self.nodes[node].parallel or self.parallel
 
+    def sampling_ranks_of(self, node: str) -> int:
+        """Ranks of the node's launch that sample and do not train; they come after those of its layout."""
+        config = self.nodes[node]
+        if not isinstance(config, RLNode) or config.engine.placement != "separate":
+            return 0
+        return config.engine.ranks or self.layout_of(node).world_size
+
+    def ranks_of(self, node: str) -> int:
+        """Processes of the node's launch: those of its layout and those that only sample."""
+        return self.layout_of(node).world_size + self.sampling_ranks_of(node)
+
     def compute_of(self, node: str) -> ComputeConfig:
         """The node's own `compute`, or the lineage's."""
         return self.nodes[node].compute or self.compute

@@ -118,12 +118,13 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     """Ranks that hold one copy of the engine's model; the copies are as many as the processes allow."""
     placement: str = "colocated"
-    """colocated: in the trainer's process, one after the other. separate: in a process of its own for each training
-    rank, which may have a GPU of its own and is restarted when it dies."""
+    """colocated: in the trainer's process, one after the other. separate: on ranks of the same launch that only sample,
+    each with a device of its own; an engine that dies there is started again."""
+    ranks: int | None = None
+    """Separate only: ranks that sample, in addition to those that the layout needs, and the last of the launch. It
+    must divide the number of training ranks, which share them evenly. Unset: one for each training rank."""
     lag: int = 0
     """Separate only: steps by which answers may be older than the weights they train; they are sampled meanwhile."""
-    device: str | None = None
-    """Separate only: CUDA_VISIBLE_DEVICES of the engine's process."""
     deadline_seconds: float = 1800.0
     """Separate only: an engine that gives no answer for so long is taken for dead."""
     proof_interval: int | None = None
@@ -139,6 +140,10 @@ class EngineConfig:
         require(
             self.lag >= 0 and (self.placement == "separate" or not self.lag),
             f"engine.lag is {self.lag}; it needs engine.placement=separate and a value of 0 or more",
+        )
+        require(
+            self.ranks is None or (self.placement == "separate" and self.ranks >= 1),
+            f"engine.ranks is {self.ranks}; it needs engine.placement=separate and a value of 1 or more",
         )
         require(
             self.placement == "colocated" or self.tensor_parallel_size == 1,

@@ -37,6 +37,9 @@ def test_nodes_and_tasks_come_from_the_layout() -> None:
     sixteen = [*wide, "nodes.base.parallel.data_parallel_size=16"]
     assert _jobs(*sixteen)["base"].split("|")[3:5] == ["2", "8"]
     assert _jobs(*sixteen, per_node=4)["base"].split("|")[3:5] == ["4", "4"]
+    separate = [*sixteen, "nodes.rl-long.engine.placement=separate"]
+    assert _jobs(*separate)["rl-long"].split("|")[3:5] == ["1", "2"]
+    assert _jobs(*separate, per_node=1)["rl-long"].split("|")[3:5] == ["2", "1"], "the second node samples"
     with pytest.raises(
         UserError, match=r"nodes.base: .* 16 processes, which do not divide over 3 nodes of 7"
     ):

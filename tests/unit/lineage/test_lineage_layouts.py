@@ -132,3 +132,19 @@ def test_answers_beyond_the_models_positions() -> None:
 def test_a_nodes_own_layout_is_checked_too() -> None:
     with pytest.raises(UserError, match=r"nodes.stable: the model.s num_attention_heads"):
         check_layouts(lineage(nodes__stable__parallel={"tensor_model_parallel_size": 3}), HF)
+
+
+def test_training_ranks_share_those_that_sample_evenly() -> None:
+    shared = {"nodes__rl__parallel": {"data_parallel_size": 4}}
+    for ranks, sampling in ((None, 4), (1, 1), (2, 2), (4, 4)):
+        made = lineage(**shared, nodes__rl__engine={"placement": "separate", "ranks": ranks})
+        check_layouts(made, HF)
+        assert (made.sampling_ranks_of("rl"), made.ranks_of("rl")) == (sampling, 4 + sampling)
+    for ranks, fit in ((3, 2), (8, 4)):
+        made = lineage(**shared, nodes__rl__engine={"placement": "separate", "ranks": ranks})
+        message = rf"^nodes.rl: engine.ranks {ranks} does not divide the 4 training ranks, .* use engine.ranks={fit}$"
+        with pytest.raises(UserError, match=message):
+            check_layouts(made, HF)
+    assert lineage(**shared).ranks_of("rl") == 4
+    with pytest.raises(UserError, match=r"engine.ranks is 2; it needs engine.placement=separate"):
+        lineage(nodes__rl__engine={"ranks": 2})

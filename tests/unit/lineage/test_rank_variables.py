@@ -68,6 +68,14 @@ def test_the_ranks_must_fill_the_layout() -> None:
         check_world(plan, "base", launcher)
 
 
+def test_ranks_that_sample_are_counted_too() -> None:
+    separate = ["nodes.rl-long.parallel.data_parallel_size=4", "nodes.rl-long.engine.placement=separate"]
+    check_world(make_plan(Path("tiny.yaml"), separate, None), "rl-long", Launcher("srun", _TORCHRUN))
+    plan = make_plan(Path("tiny.yaml"), [*separate, "nodes.rl-long.engine.ranks=2"], None)
+    with pytest.raises(UserError, match=r"8 ranks, .* data 4 = 4 and .*engine 2 that sample; start 6 ranks"):
+        check_world(plan, "rl-long", Launcher("srun", _TORCHRUN))
+
+
 def test_slurms_lists_of_hosts() -> None:
     assert host_names("node1") == ["node1"]
     assert host_names("node[08-10,12],login,gpu-[1-2]-x") == [
