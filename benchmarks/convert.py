@@ -67,7 +67,7 @@ def random_folder(folder: Path, layers: int) -> int:
     """Write a Llama of random weights without holding it in memory; returns its bytes."""
     import torch
 
-    from octo_megatron.convert.safetensors_io import TensorWriter
+    from octo_megatron.convert.safetensors_writer import TensorWriter
     from octo_megatron.model.slots import tensor_shapes
 
     folder.mkdir(parents=True)

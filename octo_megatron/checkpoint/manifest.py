@@ -70,23 +70,30 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
 
     `part` of `parts`: ranks share the reading.
     """
+    for name, entry in list(entries(folder).items())[part::parts]:
+        verify_file(folder, name, entry)
+
+
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """File -> its size and sha256. Raises UserError when `folder` is no finished checkpoint."""
     read_extra(folder)
-    files = read_json(folder / MANIFEST)["files"]
-    for name, entry in list(files.items())[part::parts]:
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"checkpoint {folder}: {name} is missing")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise UserError(
-                f"checkpoint {folder}: {name} has {size} bytes, the manifest says {entry['bytes']}"
-            )
-        found = file_entry(path)["sha256"]
-        if found != entry["sha256"]:
-            raise UserError(
-                f"checkpoint {folder}: {name} is damaged: its sha256 is {found[:16]}..., "
-                f"the manifest says {entry['sha256'][:16]}..."
-            )
+    return dict(read_json(folder / MANIFEST)["files"])
+
+
+def verify_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """`verify` of one file."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"checkpoint {folder}: {name} is missing")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise UserError(f"checkpoint {folder}: {name} has {size} bytes, the manifest says {entry['bytes']}")
+    found = file_entry(path)["sha256"]
+    if found != entry["sha256"]:
+        raise UserError(
+            f"checkpoint {folder}: {name} is damaged: its sha256 is {found[:16]}..., "
+            f"the manifest says {entry['sha256'][:16]}..."
+        )
 
 
 def file_entry(path: Path) -> dict[str, Any]:

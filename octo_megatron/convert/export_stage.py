@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from octo_megatron.convert.journal import PARTS_FOLDER, Share
 from octo_megatron.convert.model_card import Ancestry, ancestry, card
 from octo_megatron.convert.publish import check_room, made_aside, refuse_existing
 from octo_megatron.convert.ranks import share_of
-from octo_megatron.convert.safetensors_io import MAX_SHARD_BYTES, TensorWriter
+from octo_megatron.convert.safetensors_writer import MAX_SHARD_BYTES, TensorWriter
 from octo_megatron.convert.stream import check_checkpoint, export_tensors
 from octo_megatron.convert.torch_dist import DistCheckpoint
 from octo_megatron.model.build import DTYPES
@@ -172,21 +171,14 @@ def _export(
         writer = TensorWriter(aside, shapes, DTYPES[wish.dtype], wish.max_shard_bytes)
         if share.is_first:
             check_room(target, writer.bytes)
-        with ThreadPoolExecutor(1) as beside:
-            # the checkpoint's own bytes against its manifest, while they are converted
-            intact = beside.submit(manifest.verify, origin.checkpoint) if share.is_first else None
-            key = {"from": str(origin.checkpoint.absolute()), "files": _fingerprint(origin.checkpoint)}
-            export_tensors(
-                checkpoint,
-                origin.hf_config,
-                aside,
-                writer,
-                key,
-                share,
-                lambda done, of: progress("export", done, of + 1),
-            )
-            if intact is not None:
-                intact.result()
+        export_tensors(
+            checkpoint,
+            origin.hf_config,
+            aside,
+            writer,
+            share,
+            lambda done, of: progress("export", done, of + 1),
+        )
         if not share.is_first:
             return None
         _write_companions(aside, origin, wish)
@@ -205,12 +197,6 @@ def _export(
         shutil.rmtree(aside / PARTS_FOLDER)
         aside.rename(target)
     return result
-
-
-def _fingerprint(checkpoint: Path) -> dict[str, Any]:
-    return {
-        name: entry["sha256"] for name, entry in read_json(checkpoint / manifest.MANIFEST)["files"].items()
-    }
 
 
 def _write_companions(folder: Path, origin: Origin, wish: Wish) -> None:

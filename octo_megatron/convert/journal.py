@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,10 @@ from octo_megatron.config.run_folder import read_json
 
 PARTS_FOLDER = "octo_parts"
 """In the folder while it is made; whoever publishes the folder removes it."""
+OnPart = Callable[[int, int], None]
+"""Called with (parts done by this rank, parts of this rank)."""
+_MOST_THREADS = 8
+"""Of a process: more wait for the memory's bandwidth, and each holds a piece."""
 _SILENCE_SECONDS = 600.0
 """Without a new part for so long, the ranks that it waits for are taken to be gone."""
 
@@ -97,6 +102,35 @@ class Journal:
                 self.share,
             )
         return [self.done(part) or {} for part in range(parts)]
+
+
+def do_parts(journal: Journal, parts: int, work: Callable[[int], dict[str, Any]], on_part: OnPart) -> None:
+    """Do this rank's parts that are not done yet, on a few threads: what they do is reading, hashing and writing,
+    which leaves the interpreter free.
+
+    Args:
+        work: does one part; returns its facts.
+        on_part: called in this thread.
+
+    Raises:
+        What the first part that fails raises; parts that were not begun are left.
+    """
+    mine, done = journal.mine(parts), 0
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, min(_MOST_THREADS, cores // journal.share.size))
+
+    def one(part: int) -> None:
+        journal.finish(part, work(part))
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in as_completed([pool.submit(one, part) for part in mine]):
+                future.result()
+                done += 1
+                on_part(done, len(mine))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _write(path: Path, value: Any) -> None:

@@ -19,6 +19,8 @@ class Ancestry:
 
     base: str | None
     """The Hugging Face model it started from; empty: random weights; None: not known."""
+    base_sha256: str | None = None
+    """Digest of that model's weights."""
     steps: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """(node, its done.json), the oldest first."""
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -30,7 +32,7 @@ class Ancestry:
 def ancestry(facts: dict[str, Any], run: RunFolder | None, node: str | None) -> Ancestry:
     """Walk the run folder from `node` to its root. Without a run only the checkpoint's facts are known."""
     if run is None or node is None:
-        return Ancestry(facts.get("hf"), facts=facts)
+        return Ancestry(facts.get("hf"), facts.get("hf_weights_sha256"), facts=facts)
     steps: list[tuple[str, dict[str, Any]]] = []
     name: str | None = node
     while name and run.node(name).is_done():
@@ -43,10 +45,9 @@ def ancestry(facts: dict[str, Any], run: RunFolder | None, node: str | None) -> 
         done = read_json(done_file)
         if done.get("kind") == "evaluate":
             evaluation |= {name: done["results"][name] for name in names if name in done.get("results", {})}
-    base = next((done["hf"] for _, done in steps if done.get("kind") == "import"), None)
-    if base is None and steps and steps[0][1].get("parent") is None:
-        base = ""
-    return Ancestry(base, steps, evaluation, facts)
+    first = steps[0][1] if steps else {"parent": ""}
+    base = first.get("hf", "" if first.get("parent") is None else None)
+    return Ancestry(base, first.get("hf_weights_sha256"), steps, evaluation, facts)
 
 
 def card(name: str, hf_config: dict[str, Any], dtype: str, known: Ancestry, report: GateReport) -> str:
@@ -74,7 +75,7 @@ def card(name: str, hf_config: dict[str, Any], dtype: str, known: Ancestry, repo
         "",
         "## Lineage",
         "",
-        _start(known.base),
+        _start(known),
         "",
     ]
     lines += _lineage(known)
@@ -82,10 +83,11 @@ def card(name: str, hf_config: dict[str, Any], dtype: str, known: Ancestry, repo
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _start(base: str | None) -> str:
-    if base is None:
+def _start(known: Ancestry) -> str:
+    if known.base is None:
         return "What it started from is not known."
-    return f"Starts from {f'`{base}`' if base else 'random weights'}."
+    digest = f" (sha256 of the weights: `{known.base_sha256}`)" if known.base_sha256 else ""
+    return f"Starts from {f'`{known.base}`{digest}' if known.base else 'random weights'}."
 
 
 def _omissions(report: GateReport) -> str:

@@ -1,45 +1,33 @@
 """The conversion itself: rows from files to files, a few at a time, whatever the model's size.
 
 A conversion is cut into parts of about PART_BYTES, which ranks share and which a restart does not repeat, and
-parts into pieces of at most PIECE_BYTES, which is what a process holds.
+parts into pieces of at most PIECE_BYTES, which is what a thread holds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from octo_megatron.checkpoint import manifest
 from octo_megatron.config.errors import UserError
 from octo_megatron.convert import torch_dist
-from octo_megatron.convert.journal import Journal, Share
-from octo_megatron.convert.safetensors_io import HfFolder, TensorWriter
+from octo_megatron.convert.journal import Journal, OnPart, Share, do_parts
+from octo_megatron.convert.safetensors_writer import TensorWriter
 from octo_megatron.convert.torch_dist import DistCheckpoint, Piece
 from octo_megatron.model.families import Kind, ModelShape, family_of
-from octo_megatron.model.slots import RowRange, Slot, check_names, row_ranges, slots, tensor_shapes
+from octo_megatron.model.hf_folder import HfFolder
+from octo_megatron.model.slots import RowRange, Slot, row_ranges, slots
 
 PIECE_BYTES = 32 << 20
 PART_BYTES = 256 << 20
-
-OnPart = Callable[[int, int], None]
-"""Called with (parts done by this rank, parts of this rank)."""
-
-
-def check_source(source: HfFolder, hf_config: dict[str, Any]) -> None:
-    """Raises UserError unless the folder holds exactly the tensors that the config asks for, in their shapes."""
-    check_names(source.names, hf_config, str(source.path))
-    for name, shape in tensor_shapes(hf_config).items():
-        found = source.stored(name).shape
-        if found != shape:
-            raise UserError(
-                f"{source.path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}"
-            )
 
 
 def check_checkpoint(checkpoint: DistCheckpoint, hf_config: dict[str, Any]) -> None:
@@ -85,24 +73,12 @@ def import_tensors(
     parts = _grouped(_pieces(hf_config, shape, dtype), lambda piece: math.prod(piece.shape) * dtype.itemsize)
     journal = Journal(folder, _import_key(source, dtype), share)
 
-    def read(piece: Piece) -> tuple[Piece, Tensor]:
-        return piece, _assemble(source, piece, shape, dtype)
+    def work(part: int) -> dict[str, Any]:
+        file = f"__{part}_0.distcp"
+        pieces = ((piece, _assemble(source, piece, shape, dtype)) for piece in parts[part])
+        return {"file": file, **torch_dist.write_pieces(folder / file, pieces)}
 
-    def note(part: int, file: str, records: list[dict[str, Any]]) -> None:
-        path = folder / file
-        facts = {"file": file, "records": records, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        journal.finish(part, facts)
-
-    with ThreadPoolExecutor(1) as hashing:
-        noted: list[Future[None]] = []
-        mine = journal.mine(len(parts))
-        for done, part in enumerate(mine):
-            file = f"__{part}_0.distcp"
-            records = torch_dist.write_pieces(folder / file, map(read, parts[part]))
-            noted.append(hashing.submit(note, part, file, records))
-            on_part(done + 1, len(mine))
-        for future in noted:
-            future.result()
+    do_parts(journal, len(parts), work, on_part)
     if not share.is_first:
         return {}
     facts_of = journal.wait(len(parts))
@@ -119,28 +95,38 @@ def export_tensors(
     hf_config: dict[str, Any],
     folder: Path,
     writer: TensorWriter,
-    key: dict[str, Any],
     share: Share,
     on_part: OnPart = lambda done, of: None,
 ) -> None:
     """Fill the safetensors files of `writer`, this rank's share of them; returns once all shares are done.
 
-    Args:
-        key: names the checkpoint; with another one, what lies in `folder` is not gone on with.
+    The checkpoint's own files are held against its manifest beside it: a file is a part of the work like others, and
+    its turn comes near that of the tensors in it, so that a slow disk is read once.
     """
     shape = family_of(hf_config).shape(hf_config)
     parts = _grouped(list(_hf_pieces(hf_config, shape, writer.dtype)), lambda p: p[3] * p[4])
-    facts = {**key, "dtype": str(writer.dtype), "shapes": tensor_shapes(hf_config)}
-    journal = Journal(folder, facts, share, writer.prepare)
-    mine = journal.mine(len(parts))
-    for done, part in enumerate(mine):
-        for name, slot, ranges, _, _ in parts[part]:
+    files = manifest.entries(checkpoint.folder)
+
+    def convert(part: list[Any]) -> None:
+        for name, slot, ranges, count, _ in part:
+            out = _SCRATCH.tensor((count, *writer.shapes[name][1:]), writer.dtype)
+            first = ranges[0].hf_start
             for r in ranges:
-                writer.write_rows(name, r.hf_start, checkpoint.read_rows(slot, r.start, r.count))
-        journal.finish(part, {})
-        on_part(done + 1, len(mine))
+                at = r.hf_start - first
+                checkpoint.read_rows(slot, r.start, out[at : at + r.count])
+            writer.write_rows(name, first, out)
+
+    checks = [partial(manifest.verify_file, checkpoint.folder, name, files[name]) for name in sorted(files)]
+    tasks = _interleaved([partial(convert, part) for part in parts], checks)
+    journal = Journal(folder, _export_key(checkpoint, files, writer), share, writer.prepare)
+
+    def work(task: int) -> dict[str, Any]:
+        tasks[task]()
+        return {}
+
+    do_parts(journal, len(tasks), work, on_part)
     if share.is_first:
-        journal.wait(len(parts))
+        journal.wait(len(tasks))
         writer.finish()
 
 
@@ -177,14 +163,32 @@ def _cut_by_hf(ranges: list[RowRange], tensor: int, start: int, count: int) -> I
 
 
 def _assemble(source: HfFolder, piece: Piece, shape: ModelShape, dtype: torch.dtype) -> Tensor:
-    """A piece of a Megatron parameter, out of the rows that it is made of."""
-    found, end = [], piece.start + piece.shape[0]
+    """A piece of a Megatron parameter, out of the rows that it is made of; it lies in this thread's scratch memory."""
+    out, end = _SCRATCH.tensor(piece.shape, dtype), piece.start + piece.shape[0]
     for r in slot_ranges(piece.slot, shape):
         first, last = max(piece.start, r.start), min(end, r.start + r.count)
         if first < last:
             name = piece.slot.hf[r.tensor]
-            found.append(source.read_rows(name, r.hf_start + first - r.start, last - first).to(dtype))
-    return found[0] if len(found) == 1 else torch.cat(found)
+            target = out[first - piece.start : last - piece.start]
+            source.read_rows(name, r.hf_start + first - r.start, target)
+    return out
+
+
+class _Scratch(threading.local):
+    """A thread's memory for one piece, taken again for every piece: fresh memory would be paged in each time."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with a storage of its own size; it is overwritten by the next one."""
+        count = math.prod(shape)
+        if len(self._held) < count * dtype.itemsize:
+            self._held = bytearray(max(count * dtype.itemsize, PIECE_BYTES))
+        return torch.frombuffer(self._held, dtype=dtype, count=count).view(shape)
+
+
+_SCRATCH = _Scratch()
 
 
 def _whole_shapes(hf_config: dict[str, Any], shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -209,11 +213,29 @@ def _grouped(items: list[Any], size: Callable[[Any], int]) -> list[list[Any]]:
     return groups
 
 
+def _interleaved(a: list[Any], b: list[Any]) -> list[Any]:
+    """All of both, each evenly spread over the whole."""
+    placed = [((i + 0.5) / len(items), item) for items in (a, b) for i, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda one: one[0])]
+
+
 def _import_key(source: HfFolder, dtype: torch.dtype) -> dict[str, Any]:
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in source.files}
+    files = {path.name: _stamp(path) for path in source.files}
     return {"from": str(source.path.absolute()), "files": files, "config": source.config, "dtype": str(dtype)}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _export_key(
+    checkpoint: DistCheckpoint, files: dict[str, dict[str, Any]], writer: TensorWriter
+) -> dict[str, Any]:
+    there = {name: _stamp(checkpoint.folder / name) for name in files}
+    shapes = {"dtype": str(writer.dtype), "shapes": writer.shapes}
+    return {"from": str(checkpoint.folder.absolute()), "files": files, "there": there, **shapes}
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change, which tell whether a file is still the one that parts were made of."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return []  # whoever reads it says so
+    return [found.st_size, found.st_mtime_ns]

@@ -7,6 +7,7 @@ Every layout of Megatron reads what is written here: a chunk is some rows of the
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,8 +33,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.convert.safetensors_io import read_into
+from octo_megatron.model.hf_folder import read_into
 from octo_megatron.model.slots import Slot
+
+_BLOCK_BYTES = 1 << 20
+"""Hashed and written so much at a time: what was hashed is still in the core's cache when it is written."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,19 @@ class DistCheckpoint:
         """Type of a parameter's numbers."""
         return self._dtypes[self._find(slot)[0]]
 
-    def read_rows(self, slot: Slot, start: int, count: int) -> Tensor:
-        """Rows start to start + count of a parameter in whole, in memory of their own."""
+    def read(self, slot: Slot) -> Tensor:
+        """A parameter in whole, padding rows included."""
+        shape = self.shape(slot)
+        assert shape is not None
+        out = torch.empty(shape, dtype=self.dtype(slot))
+        self.read_rows(slot, 0, out)
+        return out
+
+    def read_rows(self, slot: Slot, start: int, out: Tensor) -> None:
+        """Fill `out`, contiguous, with the rows of a parameter in whole from `start` on, cast to its type."""
         key, layer = self._find(slot)
         prefix = () if layer is None else (layer,)
-        shape = self._shapes[key][len(prefix) :]
-        out = torch.empty((count, *shape[1:]), dtype=self._dtypes[key])
+        shape, count = self._shapes[key][len(prefix) :], out.shape[0]
         filled = 0
         for chunk in self._chunks[key]:
             if prefix and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:  # type: ignore[operator]
@@ -110,21 +121,21 @@ class DistCheckpoint:
             row = first - offsets[0] + (sizes[0] * (layer - chunk.offsets[0]) if prefix else 0)  # type: ignore[operator]
             target = out[first - start : last - start]
             if sizes[1:] == shape[1:]:
-                self._read(chunk, row, target)
+                self._read(chunk, self._dtypes[key], row, target)
             else:  # cut along the columns too
                 part = torch.empty((last - first, *sizes[1:]), dtype=out.dtype)
-                self._read(chunk, row, part)
+                self._read(chunk, self._dtypes[key], row, part)
                 target[:, offsets[1] : offsets[1] + sizes[1]] = part
             filled += (last - first) * math.prod(sizes[1:])
         if filled != out.numel():
             raise UserError(f"checkpoint {self.folder}: {key} has holes: rows {start} to {start + count}")
-        return out
 
-    def _read(self, chunk: _Chunk, row: int, out: Tensor) -> None:
+    def _read(self, chunk: _Chunk, dtype: torch.dtype, row: int, out: Tensor) -> None:
         place = (chunk.path, chunk.offset)
         if place not in self._starts:
-            self._starts[place] = chunk.offset + _data_offset(chunk, out.dtype)
-        read_into(chunk.path, self._starts[place] + row * math.prod(out.shape[1:]) * out.dtype.itemsize, out)
+            self._starts[place] = chunk.offset + _data_offset(chunk, dtype)
+        width = math.prod(out.shape[1:]) * dtype.itemsize
+        read_into(chunk.path, self._starts[place] + row * width, dtype, out)
 
     def _find(self, slot: Slot) -> tuple[str, int | None]:
         """(key, layer in its first axis): all layers in one tensor, or a tensor a layer as some versions write."""
@@ -141,7 +152,12 @@ def _data_offset(chunk: _Chunk, dtype: torch.dtype) -> int:
     # fake tensors: torch reads what describes the record, and not the numbers
     with chunk.path.open("rb") as file, FakeTensorMode():
         record: Any = _Window(file, chunk.offset, chunk.length)
-        tensor = torch.load(record, map_location="cpu", weights_only=True)
+        try:
+            tensor = torch.load(record, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds, by which byte is wrong
+            raise UserError(
+                f"{chunk.path} is damaged: no tensor can be read at byte {chunk.offset}"
+            ) from error
     plain = tensor.is_contiguous() and tensor.storage_offset() == 0
     if not plain or tensor.dtype != dtype or math.prod(tensor.shape) != math.prod(chunk.sizes):
         raise UserError(
@@ -186,19 +202,50 @@ class Piece:
     shape: tuple[int, ...]
 
 
-def write_pieces(path: Path, pieces: Iterable[tuple[Piece, Tensor]]) -> list[dict[str, Any]]:
-    """Write chunks one after the other into `path`; returns for each where it is, as plain data."""
+class _Hashed:
+    """A file as `torch.save` writes to it, which takes the sha256 of what goes through."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._sha256, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        for start in range(0, len(view), _BLOCK_BYTES):
+            block = view[start : start + _BLOCK_BYTES]
+            self._sha256.update(block)
+            while block:  # a disk that fills up takes a part first, and refuses the rest
+                block = block[self._file.write(block) :]
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def write_pieces(path: Path, pieces: Iterable[tuple[Piece, Tensor]]) -> dict[str, Any]:
+    """Write chunks one after the other into `path`; several threads may do so at once, each to its own.
+
+    Args:
+        pieces: a tensor owns all of its storage, and need not outlive its turn.
+
+    Returns:
+        Plain data: bytes and sha256 of the file, and records, which says of each chunk where it is.
+    """
     torch.serialization.set_crc32_options(False)  # the manifest has a sha256 of the file
     records = []
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as raw:
+        file = _Hashed(raw)
         for piece, tensor in pieces:
-            begin = file.tell()
+            begin = file.bytes
             try:
                 torch.save(tensor if piece.slot.layer is None else tensor[None], file)
             except RuntimeError as error:  # torch's own, about the file that it could not end
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-            records.append({"start": piece.start, "offset": begin, "length": file.tell() - begin})
-    return records
+            records.append({"start": piece.start, "offset": begin, "length": file.bytes - begin})
+    return {"bytes": file.bytes, "sha256": file.hexdigest(), "records": records}
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,15 @@ def _check_node(lineage: LineageConfig, name: str, node: NodeConfig) -> None:
         raise UserError(f"nodes.{name} is of kind {node.kind}, which has no parent; say {instead}")
     if node.parent_step is not None:
         _check_parent_step(lineage, name, node, node.parent_step)
-    if node.kind in ("rl", "export") and node.parent is None:
+    folder = node.hf if isinstance(node, TrainNode | RLNode) else ""
+    if folder and node.parent is not None:
         raise UserError(
-            f"nodes.{name} is of kind {node.kind} and needs parent: NODE (a train, rl or import node)"
+            f"nodes.{name} starts from its parent {node.parent} or from hf: {folder}, not from both; leave one out"
+        )
+    if node.kind in ("rl", "export") and node.parent is None and not folder:
+        other = " or hf: FOLDER" if node.kind == "rl" else ""
+        raise UserError(
+            f"nodes.{name} is of kind {node.kind} and needs parent: NODE (a train, rl or import node){other}"
         )
     if isinstance(node, EvaluateNode):
         for other in node.of:

@@ -177,6 +177,8 @@ def split(kind: Kind, parts: list[Tensor], shape: ModelShape) -> list[Tensor]:
 def merge(kind: Kind, full: list[Tensor], shape: ModelShape, rank: int, size: int, rows: int) -> Tensor:
     """Full Hugging Face tensors -> the part of the Megatron parameter on tensor-parallel rank `rank` of `size`.
 
+    Of tensors that are maps of a file, only that part is read.
+
     Args:
         rows: of the parameter on each rank; a vocabulary that does not fill them is padded with zeros.
     """
@@ -191,9 +193,9 @@ def merge(kind: Kind, full: list[Tensor], shape: ModelShape, rank: int, size: in
         return torch.cat([tensor.chunk(size)[rank] for tensor in full])
     g, d = shape.num_query_groups, shape.kv_channels
     rest = full[0].shape[1:]
-    groups = torch.cat([tensor.view(g, -1, *rest) for tensor in full], dim=1)
+    groups = torch.cat([tensor.view(g, -1, *rest).chunk(size)[rank] for tensor in full], dim=1)
     assert groups.shape[1] == (shape.num_attention_heads // g + 2) * d
-    return groups.chunk(size)[rank].reshape(-1, *rest)
+    return groups.reshape(-1, *rest)
 
 
 def _read_checked(read: Callable[[str], Tensor], name: str, expected: tuple[int, ...]) -> Tensor:

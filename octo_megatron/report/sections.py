@@ -99,7 +99,7 @@ def training_table(run: RunRecord, summary: dict[str, Any]) -> Html:
         rows.append(
             [
                 dotted(name, colours[name]),
-                entry["parent"] or "random weights",
+                entry["parent"] or _folder(entry) or "random weights",
                 _steps(entry),
                 tokens_text(entry["tokens"]),
                 tokens_text(entry["path_tokens"]),
@@ -120,6 +120,11 @@ def training_table(run: RunRecord, summary: dict[str, Any]) -> Html:
         "Hand-over: whether the first learning rate is the parent's last."
     )
     return table(head, rows, note)
+
+
+def _folder(entry: dict[str, Any]) -> str:
+    """The Hugging Face folder that a node started from, with the digest of its weights."""
+    return f"{entry['hf']} ({(entry['hf_weights_sha256'] or '')[:16]})" if entry["hf"] else ""
 
 
 def _validation(last: dict[str, float], first: dict[str, float], mixture: dict[str, float]) -> str:

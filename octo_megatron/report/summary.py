@@ -123,6 +123,8 @@ def _train(node: NodeRecord, run: RunRecord) -> dict[str, Any]:
     return {
         "state": node.state,
         "parent": node.parent,
+        "hf": config.hf,
+        "hf_weights_sha256": done.get("hf_weights_sha256"),
         "steps": [node.last_step, config.steps],
         "tokens": node.tokens,
         "path_tokens": run.path_tokens(node.name),

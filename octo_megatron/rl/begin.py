@@ -1,11 +1,14 @@
-"""Where an RL node starts: its own newest checkpoint, else its parent's weights; the critic and the reference too."""
+"""Where an RL node starts: its own newest checkpoint, else its parent's weights or those of a Hugging Face folder; the
+critic and the reference too."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from octo_megatron.checkpoint import store
+from octo_megatron.checkpoint.hf_start import fill_from_folder, start_from_folder
 from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import NodeContext
@@ -19,15 +22,15 @@ from octo_megatron.train.megatron import MegatronTrainer
 def begin(
     ctx: NodeContext, node: RLNode, trainer: MegatronTrainer, critic: Critic | None
 ) -> tuple[dict[str, Any], Reference | None]:
-    """Load the node's own newest checkpoint, else the parent's weights under fresh optimizers.
+    """Load the node's own newest checkpoint, else the weights that it starts from under fresh optimizers.
 
-    Where the config measures a distance from the parent's weights, they are read as well.
+    Where the config measures a distance from those weights, they are read as well.
 
     Raises:
         UserError: a checkpoint is missing or damaged, or the node's own has no critic.
     """
     own = store.latest(ctx.folder.checkpoints)
-    checkpoint = parent_checkpoint(ctx) if own is None or node.needs_reference else None
+    checkpoint = parent_checkpoint(ctx) if not node.hf and (own is None or node.needs_reference) else None
     facts: dict[str, Any] = {"step": 0, "weight_version": 0, "prompts": 0, "seconds": {}}
     if own is not None:
         if critic and not store.read_extra(own).get("critic"):
@@ -37,14 +40,20 @@ def begin(
             )
         facts = store.load(own, trainer, critic=critic.trainer if critic else None)
     else:
-        assert checkpoint is not None
-        store.load(checkpoint, trainer, optimizer=False)
+        if checkpoint is not None:
+            store.load(checkpoint, trainer, optimizer=False)
+        else:
+            facts |= start_from_folder(Path(node.hf), trainer, trainer.hf_config)
+        critics = (_critics_checkpoint(ctx, node, trainer.world) or checkpoint) if critic else None
         if critic:
-            critic.begin(_critics_checkpoint(ctx, node, trainer.world) or checkpoint)
+            critic.begin(critics) if critics else critic.begin_as(trainer)
     if not node.needs_reference:
         return facts, None
-    assert checkpoint is not None
-    return facts, Reference(trainer, checkpoint)
+    if checkpoint is None:
+        fill = partial(fill_from_folder, Path(node.hf), trainer.chunks, trainer.hf_config)
+        return facts, Reference(trainer, fill)
+    check = trainer.world.is_first
+    return facts, Reference(trainer, partial(store.load_weights, checkpoint, trainer.chunks, check))
 
 
 def _critics_checkpoint(ctx: NodeContext, node: RLNode, world: World) -> Path | None:

@@ -58,6 +58,16 @@ class Critic:
             store.load_weights(checkpoint, self.trainer.chunks, False, without="output_layer.")
         self.trainer.synchronise_replicas()
 
+    @torch.no_grad()
+    def begin_as(self, policy: MegatronTrainer) -> None:
+        """Take the policy's weights, as they are now, under a head of zeros. Collective."""
+        for chunk, policys in zip(self.trainer.chunks, policy.chunks, strict=True):
+            given = dict(policys.named_parameters())
+            for name, parameter in chunk.named_parameters():
+                if not name.startswith("output_layer."):
+                    parameter.copy_(given[name])
+        self.trainer.synchronise_replicas()
+
     def judge(self, samples: Sequence[Sample], penalties: Sequence[Tensor] | None) -> Judged:
         """Values, returns and advantages of all answers, the same on every rank. Collective.
 

@@ -9,13 +9,11 @@ touched; the trained weights come back bit for bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from octo_megatron.checkpoint import store
 from octo_megatron.model.batch import PackedBatch
 from octo_megatron.parallel.device import ON_CUDA
 from octo_megatron.train.megatron import MegatronTrainer
@@ -24,11 +22,14 @@ from octo_megatron.train.megatron import MegatronTrainer
 class Reference:
     """This rank's shard of the parent's weights."""
 
-    def __init__(self, trainer: MegatronTrainer, checkpoint: Path):
-        """Read the parent's checkpoint; the trainer's own weights are afterwards what they were. Collective."""
+    def __init__(self, trainer: MegatronTrainer, fill: Callable[[], object]):
+        """`fill` puts the parent's weights into the trainer's chunks, whose own are afterwards what they were.
+
+        Collective where `fill` is.
+        """
         self._trainer = trainer
         self._held = [_host_copy(p) for p in self._parameters()]
-        store.load_weights(checkpoint, trainer.chunks, check=trainer.world.is_first)
+        fill()
         # now the model holds the reference, and the host the trained weights
         self._exchange()
 

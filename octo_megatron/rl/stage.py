@@ -7,6 +7,7 @@ from typing import Any
 
 from octo_megatron.checkpoint import store
 from octo_megatron.checkpoint.digest import weights_sha256
+from octo_megatron.checkpoint.hf_start import START_FACTS
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import (
@@ -61,6 +62,8 @@ class _Node:
     metrics: MetricsFile
     progress: Progress
     phases: Phases
+    origin: dict[str, Any]
+    """START_FACTS, where it started from a Hugging Face folder."""
     elsewhere: dict[str, float]
     """Seconds outside the steps in earlier processes."""
     step: int
@@ -106,12 +109,13 @@ def _started(ctx: NodeContext, node: RLNode) -> _Node:
         node, lineage.seed, trainer, engine, tokenizer, problems, rewarder, updater, records, position, refit
     )
     step, elsewhere = int(facts["step"]), dict(facts["seconds"])
+    origin = {key: facts[key] for key in START_FACTS if key in facts}
     metrics = MetricsFile(ctx.folder.metrics, step, world.is_first)
     watch = Watch(ctx, node, engine, tokenizer, tests, world, progress)
     phases.mark("start")
     return _Node(
         ctx, node, hf_config, world, trainer, critic, engine, rewarder, records, learner, watch, metrics,
-        progress, phases, elsewhere, step,
+        progress, phases, origin, elsewhere, step,
     )  # fmt: skip
 
 
@@ -175,7 +179,8 @@ def _finish(node: _Node, before: Evaluation, stopped: str) -> None:
         evaluation, outside = {"before": before, "after": after}, _added(node.elsewhere, node.phases)
         result = _result(node.ctx, node.config, evaluation, outside)
         extra = {"stopped": stopped} if stopped else {}
-        write_json(node.ctx.folder.done, {**result, "step": node.step, **extra, "weights_sha256": sha256})
+        made = {"step": node.step, **extra, **node.origin, "weights_sha256": sha256}
+        write_json(node.ctx.folder.done, {**result, **made})
     node.rewarder.close()
     node.engine.close()
     node.world.barrier()
@@ -194,6 +199,7 @@ def _facts(node: _Node, seconds: dict[str, float]) -> dict[str, Any]:
         "critic": node.critic is not None,
         "hf_config": node.hf_config,
         "config_digest": digest(to_plain(node.config)),
+        **node.origin,
     }
 
 

@@ -1,10 +1,12 @@
-"""Where a train node starts: its own newest intact checkpoint, else its parent's, else random weights."""
+"""Where a train node starts: its own newest intact checkpoint, its parent's, a Hugging Face folder, or chance."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from octo_megatron.checkpoint import store
+from octo_megatron.checkpoint.hf_start import start_from_folder
 from octo_megatron.checkpoint.parent import parent_checkpoint
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.loading import digest, to_plain
@@ -50,7 +52,8 @@ def begin(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> dict[s
         return own
     if node.parent is not None:
         _inherit(ctx, node, trainer)
-    return {"step": 0}
+    start = start_from_folder(Path(node.hf), trainer, trainer.hf_config) if node.hf else {}
+    return {"step": 0, **start}
 
 
 def _inherit(ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer) -> None:

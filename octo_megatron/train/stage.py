@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from octo_megatron.checkpoint.digest import weights_sha256
+from octo_megatron.checkpoint.hf_start import START_FACTS
 from octo_megatron.checkpoint.parent import tokens_before
 from octo_megatron.checkpoint.retention import Retention
 from octo_megatron.checkpoint.saver import Saver
@@ -70,7 +71,13 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     stream = batch_stream(
         node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds / 2
     )
-    constant = {"kind": "train", "hf_config": trainer.hf_config, "fingerprints": fingerprints(ctx, node)}
+    origin = {key: facts[key] for key in START_FACTS if key in facts}
+    constant = {
+        "kind": "train",
+        "hf_config": trainer.hf_config,
+        "fingerprints": fingerprints(ctx, node),
+        **origin,
+    }
     phases.mark("start")
     if step == 0:
         watching.enter("validation")
@@ -119,7 +126,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     saver.close()
     phases.mark("checkpoint")
     metrics.close()
-    _finish(ctx, node, trainer, steps, mixture, phases)
+    _finish(ctx, node, trainer, steps, mixture, phases, origin)
 
 
 def _trainer(ctx: NodeContext, node: TrainNode, world: worlds.World) -> MegatronTrainer:
@@ -136,12 +143,18 @@ def _due(node: TrainNode, step: int, pinned: set[int], guard: Guard) -> bool:
 
 
 def _finish(
-    ctx: NodeContext, node: TrainNode, trainer: MegatronTrainer, steps: int, mixture: Mixture, phases: Phases
+    ctx: NodeContext,
+    node: TrainNode,
+    trainer: MegatronTrainer,
+    steps: int,
+    mixture: Mixture,
+    phases: Phases,
+    origin: dict[str, Any],
 ) -> None:
     parameters, sha256 = trainer.parameter_count, weights_sha256(trainer.chunks, trainer.hf_config)
     if trainer.world.is_first:
         figures = result(ctx, node, steps, mixture, phases.seconds)
-        write_json(ctx.folder.done, {**figures, "parameters": parameters, "weights_sha256": sha256})
+        write_json(ctx.folder.done, {**figures, **origin, "parameters": parameters, "weights_sha256": sha256})
 
 
 def _mixture(ctx: NodeContext, node: TrainNode) -> Mixture:

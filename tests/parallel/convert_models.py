@@ -22,8 +22,8 @@ def main(options: dict[str, Any]) -> None:
     from octo_megatron.config.schema import ParallelConfig
     from octo_megatron.convert.gate.logits import prompts
     from octo_megatron.convert.gate.transformers_forward import Reference
-    from octo_megatron.convert.safetensors_io import HfFolder
     from octo_megatron.model.build import build_model
+    from octo_megatron.model.hf_folder import HfFolder
     from octo_megatron.model.hf_weights import import_weights
     from octo_megatron.parallel import world as worlds
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from functools import partial
 from typing import Any
 
 HF_CONFIG = {
@@ -60,7 +61,7 @@ def main(options: dict[str, Any]) -> None:
             trainer.synchronise_replicas()
         make_critic(trainer, folder)
     store.load(folder / "policy", trainer, optimizer=False)
-    reference = Reference(trainer, folder / "reference")
+    reference = Reference(trainer, partial(store.load_weights, folder / "reference", trainer.chunks))
 
     r = random.Random(0)
     samples = []

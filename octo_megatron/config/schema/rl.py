@@ -171,6 +171,8 @@ class RLNode(NodeConfig):
     """RL with verifiable rewards; as it stands GRPO with a clipped loss."""
 
     kind: str = "rl"
+    hf: str = ""
+    """Start from this Hugging Face folder (`${model}`: the lineage's) instead of a parent, as a train node does."""
     problems: str = "rl"
     """Name of the problem set that prompts are drawn from."""
     steps: int = 25

@@ -11,9 +11,12 @@ from octo_megatron.config.schema.optimizer import OptimizerConfig, ScheduleConfi
 
 @dataclass(frozen=True)
 class TrainNode(NodeConfig):
-    """Mid-training on a mixture; without a parent it starts from random weights."""
+    """Mid-training on a mixture; without `parent` and `hf` it starts from random weights."""
 
     kind: str = "train"
+    hf: str = ""
+    """Start from this Hugging Face folder (`${model}`: the lineage's) instead of a parent. Every rank reads its own
+    slices of it; no checkpoint lies between."""
     tokens: int = 0
     """Budget in tokens, rounded down to whole global batches; or give `steps`."""
     steps: int = 0

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from octo_megatron.config.run_folder import read_json
 from octo_megatron.convert.gate.result import GateError
-from octo_megatron.convert.safetensors_io import INDEX, HfFolder
 from octo_megatron.model.families import EMBEDDING, HEAD, family_of
+from octo_megatron.model.hf_folder import INDEX, HfFolder
 from octo_megatron.model.slots import check_names, tensor_shapes
 
 COMPANIONS = (

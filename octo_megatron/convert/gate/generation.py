@@ -21,7 +21,7 @@ from octo_megatron.convert.gate.logits import documents
 from octo_megatron.convert.gate.megatron_forward import megatron_logits
 from octo_megatron.convert.gate.result import GateError
 from octo_megatron.convert.gate.transformers_forward import Reference
-from octo_megatron.convert.safetensors_io import HfFolder
+from octo_megatron.model.hf_folder import HfFolder
 
 TOKENS = 64
 _PROMPTS, _PROMPT_TOKENS = 3, 16

@@ -14,7 +14,7 @@ from torch import Tensor
 from octo_megatron.convert.gate.megatron_forward import megatron_logits
 from octo_megatron.convert.gate.result import GateError
 from octo_megatron.convert.gate.transformers_forward import Reference
-from octo_megatron.convert.safetensors_io import HfFolder
+from octo_megatron.model.hf_folder import HfFolder
 
 LOGIT_LIMIT = 1e-4
 """Part 2: largest |Megatron - transformers| of a logit in FP32."""

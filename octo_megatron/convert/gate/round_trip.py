@@ -1,7 +1,8 @@
 """Part 1: Hugging Face -> Megatron -> Hugging Face bit for bit, for TP x PP in {1,2} x {1,2}.
 
-The cuts are made with the functions that cut and join a live model (model/hf_weights.py), rank by rank in this
-process; tests/parallel/test_convert_layouts.py holds real processes to the same bits.
+The cuts are made with the functions that fill a live model and gather it again (model/hf_weights.py), rank by rank in
+this process, and the stages are those that Megatron builds; tests/parallel/test_convert_layouts.py holds real processes
+of these layouts to the same bits.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.convert.gate.result import GateError
-from octo_megatron.convert.safetensors_io import HfFolder, bytes_of
-from octo_megatron.convert.stream import megatron_shape
 from octo_megatron.convert.torch_dist import DistCheckpoint
-from octo_megatron.model.families import HEAD, Kind, ModelShape, family_of
+from octo_megatron.model.build import transformer_config
+from octo_megatron.model.families import EMBEDDING, FINAL_NORM, HEAD, Kind, ModelShape, family_of
+from octo_megatron.model.hf_folder import HfFolder, bytes_of
 from octo_megatron.model.hf_weights import merge, split
 from octo_megatron.model.slots import Slot, slots
+
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 SIZES = (1, 2)
 
@@ -47,11 +52,10 @@ def check(
     pipeline_sizes = [size for size in SIZES if shape.num_layers % size == 0]
     total, count = hashlib.sha256(), 0
     every = slots(hf_config)
-    _check_stages(every, shape, pipeline_sizes)
+    _check_stages(every, hf_config, pipeline_sizes)
     for index, slot in enumerate(every):
         full = [folder.read(name) for name in slot.hf]
-        rows = megatron_shape(slot, shape)[0]
-        stored = split(slot.row.kind, [checkpoint.read_rows(slot, 0, rows)], shape)
+        stored = split(slot.row.kind, [checkpoint.read(slot)], shape)
         for name, there, here in zip(slot.hf, full, stored, strict=True):
             total.update(f"{name} {here.dtype} {tuple(here.shape)}\n".encode())
             total.update(bytes_of(here.contiguous()))
@@ -92,20 +96,26 @@ def _round_trip(slot: Slot, full: list[Tensor], shape: ModelShape, size: int) ->
             raise GateError(f"tensor {name} does not come back from {size} tensor-parallel ranks")
 
 
-def _check_stages(every: list[Slot], shape: ModelShape, sizes: list[int]) -> None:
-    """Each parameter is on exactly one pipeline stage; a tied head's stage takes the embedding along."""
+def _check_stages(every: list[Slot], hf_config: dict[str, Any], sizes: list[int]) -> None:
+    """Each parameter is on exactly one pipeline stage, with the layers that Megatron builds and numbers there."""
     for size in sizes:
-        depth = shape.num_layers // size
-        held: list[str] = []
+        layout = ParallelConfig(pipeline_model_parallel_size=size)
+        config = transformer_config(hf_config, layout, "fp32")
+        holders = dict.fromkeys((slot.megatron for slot in every), 0)
         for stage in range(size):
+            first = get_transformer_layer_offset(config, pp_rank=stage)
+            layers = range(first, first + get_num_layers_to_build(config, pp_rank=stage))
+            # a GPTModel has the embedding where it begins (pre_process), norm and head where it ends (post_process)
+            outside = [
+                row.megatron for row in (EMBEDDING,) * (stage == 0) + (FINAL_NORM, HEAD) * (stage == size - 1)
+            ]
             for slot in every:
-                last = slot.row.megatron == HEAD.megatron or slot.row.megatron.startswith("decoder.final")
-                where = size - 1 if last else 0 if slot.layer is None else slot.layer // depth
-                if where == stage:
-                    local = slot.layer if slot.layer is None else slot.layer - stage * depth
-                    held.append(slot.row.megatron.format(i=None if local is None else stage * depth + local))
-        if sorted(held) != sorted(slot.megatron for slot in every):
-            raise GateError(f"{size} pipeline stages do not hold every parameter once")
+                holders[slot.megatron] += (
+                    slot.megatron in outside if slot.layer is None else slot.layer in layers
+                )
+        for name, count in holders.items():
+            if count != 1:
+                raise GateError(f"of {size} pipeline stages {count} hold parameter {name}, instead of one")
 
 
 def _divides(size: int, shape: ModelShape) -> bool:

@@ -27,8 +27,8 @@ from octo_megatron.config.versions import installed_versions
 from octo_megatron.convert.gate import files, generation, logits, round_trip
 from octo_megatron.convert.gate.result import FAILED, LEFT_OUT, PASSED, GateError, GateReport, PartResult
 from octo_megatron.convert.gate.transformers_forward import Reference, fits
-from octo_megatron.convert.safetensors_io import HfFolder
 from octo_megatron.convert.torch_dist import DistCheckpoint
+from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.parallel import world as worlds
 
 PARTS = {"files": 4, "round-trip": 1, "logits": 2, "generation": 5, "bf16": 3}

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from octo_megatron.convert.gate.result import GateError
-from octo_megatron.convert.safetensors_io import HfFolder
 from octo_megatron.model.build import DTYPES
+from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.model.slots import tensor_shapes
 
 _SHARE_OF_MEMORY = 0.5

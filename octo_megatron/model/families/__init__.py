@@ -17,6 +17,7 @@ from octo_megatron.model.families.qwen2 import QWEN2
 from octo_megatron.model.families.qwen3 import QWEN3
 from octo_megatron.model.families.table import (
     EMBEDDING,
+    FINAL_NORM,
     HEAD,
     Kind,
     ModelShape,
@@ -27,6 +28,7 @@ from octo_megatron.model.families.table import (
 __all__ = [
     "EMBEDDING",
     "FAMILIES",
+    "FINAL_NORM",
     "HEAD",
     "LLAMA",
     "MISTRAL",

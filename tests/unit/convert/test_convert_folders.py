@@ -17,8 +17,8 @@ from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.convert import command
 from octo_megatron.convert.export_stage import Wish, export_folder
 from octo_megatron.convert.import_stage import import_folder
-from octo_megatron.convert.safetensors_io import HfFolder
 from octo_megatron.model.build import build_model
+from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.model.hf_weights import import_weights
 from octo_megatron.parallel import world as worlds
 

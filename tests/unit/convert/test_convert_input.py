@@ -18,7 +18,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.convert import command, publish
 from octo_megatron.convert.export_stage import Wish, export_folder
 from octo_megatron.convert.import_stage import import_folder
-from octo_megatron.convert.safetensors_io import HfFolder
+from octo_megatron.model.hf_folder import HfFolder
 
 PLAIN = Wish(gate=False)
 

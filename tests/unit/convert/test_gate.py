@@ -19,8 +19,8 @@ from octo_megatron.convert.gate import generation, logits, run, transformers_for
 from octo_megatron.convert.gate.result import FAILED, GateReport
 from octo_megatron.convert.gate.transformers_forward import Reference
 from octo_megatron.convert.import_stage import import_folder
-from octo_megatron.convert.safetensors_io import HfFolder
 from octo_megatron.model import build, families
+from octo_megatron.model.hf_folder import HfFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +204,21 @@ def test_a_layout_that_loses_rows_fails_the_round_trip(tied: Made, monkeypatch: 
     found = _verify(tied, tied.hf, "round-trip")
     assert found["round-trip"] == (
         "tensor model.layers.0.mlp.gate_proj.weight does not come back from 2 tensor-parallel ranks"
+    )
+
+
+def test_a_stage_that_loses_a_layer_fails_the_round_trip(tied: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octo_megatron.convert.gate import round_trip
+
+    plain = round_trip.get_num_layers_to_build
+    monkeypatch.setattr(
+        round_trip,
+        "get_num_layers_to_build",
+        lambda config, pp_rank: plain(config, pp_rank=pp_rank) - pp_rank,
+    )
+    found = _verify(tied, tied.hf, "round-trip")
+    assert found["round-trip"] == (
+        "of 2 pipeline stages 0 hold parameter decoder.layers.3.input_layernorm.weight, instead of one"
     )
 
 

@@ -27,7 +27,13 @@ REPORT = GateReport([PartResult("files", PASSED, "all")])
 def _run(root: Path) -> RunFolder:
     run = RunFolder(root)
     done: dict[str, dict[str, Any]] = {
-        "base": {"kind": "import", "parent": None, "hf": "/models/Small-1B", "config_digest": "aaaa"},
+        "base": {
+            "kind": "import",
+            "parent": None,
+            "hf": "/models/Small-1B",
+            "hf_weights_sha256": "ab12",
+            "config_digest": "aaaa",
+        },
         "stable": {
             "kind": "train",
             "parent": "base",
@@ -57,13 +63,25 @@ def test_parents_tokens_rates_digests_and_evaluation(tmp_path: Path) -> None:
     text = card("mine", CONFIG, "bf16", ancestry({"kind": "train"}, _run(tmp_path), "stable"), REPORT)
     front = text.split("---")[1].strip().splitlines()
     assert 'base_model: "Small-1B"' in front and 'library_name: "transformers"' in front
-    assert "Starts from `/models/Small-1B`" in text
+    assert "Starts from `/models/Small-1B` (sha256 of the weights: `ab12`)." in text
     assert "| stable | base | train | 1,000 | 4,096,000 | 5e-05 → 5e-05 | bbbb |" in text
     assert "Tokens of stable by source: web 3,000,000, qa 1,096,000." in text
     assert "| stable | gsm8k | 0.25 | 87.5 |" in text
     scratch = card("mine", CONFIG, "bf16", ancestry({}, _run(tmp_path / "2"), "check"), REPORT)
     assert "Starts from random weights." in scratch
     assert "other" not in text and "[CONVERSION.md](CONVERSION.md)." in text
+
+
+def test_a_node_that_started_from_a_folder_itself(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    start = {"kind": "train", "parent": None, "tokens": 5, "hf": "/models/Tiny", "hf_weights_sha256": "cd34"}
+    run.node("direct").root.mkdir()
+    run.node("direct").done.write_text(json.dumps(start))
+    text = card("mine", CONFIG, "bf16", ancestry({}, run, "direct"), REPORT)
+    assert "Starts from `/models/Tiny` (sha256 of the weights: `cd34`)." in text
+    assert "| direct | – | train |" in text
+    alone = card("mine", CONFIG, "bf16", ancestry(start, None, None), REPORT)
+    assert "Starts from `/models/Tiny` (sha256 of the weights: `cd34`)." in alone
 
 
 def test_a_checkpoint_without_a_run_tells_its_own_facts() -> None:

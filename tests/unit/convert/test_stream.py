@@ -23,7 +23,7 @@ from octo_megatron.convert.export_stage import Wish, export_folder
 from octo_megatron.convert.import_stage import import_folder
 from octo_megatron.convert.journal import Journal, Share
 from octo_megatron.convert.publish import aside_of
-from octo_megatron.convert.safetensors_io import HfFolder
+from octo_megatron.model.hf_folder import HfFolder
 
 PLAIN = Wish(gate=False)
 
@@ -111,6 +111,7 @@ def slowly(original):
         count += 1
         if count == 60:
             print("half way", flush=True)
+        if count >= 60:  # every thread
             import time; time.sleep(600)
         return original(*args, **keywords)
     return call

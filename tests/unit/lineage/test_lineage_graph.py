@@ -68,6 +68,7 @@ def test_descendants_include_what_is_only_evaluated() -> None:
         ),
         ({"nodes__rl__advantages": "ppo", "nodes__rl__critic": {"parent": "rl"}}, "cycle: rl -> rl"),
         ({"nodes__rl__parent": None}, "nodes.rl is of kind rl and needs parent: NODE"),
+        ({"nodes__rl__hf": "model"}, "from hf: model, not from both; leave one out"),
         ({"nodes__evaluate__parent": "base"}, "nodes.evaluate is of kind evaluate, which has no parent"),
         (
             {"nodes__in": {"kind": "import", "parent": "base"}},
