@@ -237,7 +237,7 @@ def write_pieces(path: Path, pieces: Iterable[tuple[Piece, Tensor]]) -> dict[str
     torch.serialization.set_crc32_options(False)  # the manifest has a sha256 of the file
     records = []
     with path.open("wb", buffering=0) as raw:
-        file = _Hashed(raw)
+        file: Any = _Hashed(raw)
         for piece, tensor in pieces:
             begin = file.bytes
             try:

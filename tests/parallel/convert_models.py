@@ -19,12 +19,12 @@ def main(options: dict[str, Any]) -> None:
 
     from octo_megatron.checkpoint import store
     from octo_megatron.checkpoint.digest import weights_sha256
+    from octo_megatron.checkpoint.hf_start import fill_from_folder
     from octo_megatron.config.schema import ParallelConfig
     from octo_megatron.convert.gate.logits import prompts
     from octo_megatron.convert.gate.transformers_forward import Reference
     from octo_megatron.model.build import build_model
     from octo_megatron.model.hf_folder import HfFolder
-    from octo_megatron.model.hf_weights import import_weights
     from octo_megatron.parallel import world as worlds
 
     world = worlds.start(ParallelConfig(**options["layout"]), seed=3)
@@ -32,7 +32,7 @@ def main(options: dict[str, Any]) -> None:
     for paths in options["models"]:
         source = HfFolder(Path(paths["hf"]))
         models: list[torch.nn.Module] = list(build_model(source.config, world.layout, "fp32"))
-        import_weights(models, source.config, source.read)
+        fill_from_folder(source.path, models, source.config)
         filled = weights_sha256(models, source.config)
         loaded: list[torch.nn.Module] = list(build_model(source.config, world.layout, "fp32"))
         store.load_weights(Path(paths["load"]), loaded)

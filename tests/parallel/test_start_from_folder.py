@@ -18,7 +18,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
-    "DP2": (2, {"data_parallel_size": 2}),
 }
 
 
