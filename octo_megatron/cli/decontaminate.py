@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octo_megatron.lineage.lock import FolderLock
+from octo_megatron.cli.workers import Rejects, Workers, work
+
+if TYPE_CHECKING:
+    from octo_megatron.data.distribute import Run
 
 
 def decontaminate(
@@ -39,13 +42,8 @@ def decontaminate(
     ngram: Annotated[
         int, typer.Option(metavar="N", help="Words in a row that count as overlap; 0: exact only.")
     ] = 13,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write bad rows here and go on; else stop at the first."),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Processes (0: one a core). Under MPI each rank is one.")
-    ] = 0,
+    rejects: Rejects = None,
+    workers: Workers = 0,
 ) -> None:
     """Find evaluation items in training text: equal after normalising, or N words in a row in common.
 
@@ -54,45 +52,37 @@ def decontaminate(
     octo decontaminate math8k.json --template '{prompt}' --against 'math500.jsonl={problem}' --report found.json
     """
     # Here and not above: numpy and pyarrow cost time that no other verb should pay.
-    from octo_megatron.data import distribute
     from octo_megatron.data.decontaminate import TextSet
     from octo_megatron.data.decontaminate import decontaminate as search
     from octo_megatron.data.documents import TextOptions
 
-    def call(run: distribute.Run) -> int:
-        with ExitStack() as stack:
-
-            def locked(plan: Any, job: Any, folder: Path, keep: bool, done: Any) -> None:
-                stack.enter_context(FolderLock(folder / ".work" / "lock", "octo decontaminate"))
-                run(plan, job, folder, keep, done)
-
-            made = search(
-                inputs,
-                [TextSet.parse(one) for one in against],
-                [TextSet.parse(one) for one in reference or ()],
-                report,
-                out,
-                TextOptions(template=template),
-                ngram,
-                rejects,
-                locked,
-            )
-        for one in made["sets"]:
-            alone = one["documents_exact"] - one["documents_exact_in_reference"]
-            apart = f" ({alone} of them in no reference)" if reference else ""
-            typer.echo(
-                f"{one['path']}: {one['documents_exact']} documents equal one of {one['items']} items"
-                f"{apart}, {one['documents_overlapping']} share {ngram} words in a row"
-            )
-        typer.echo(
-            f"{made['rows']} rows in = {made['clean']} clean + {made['contaminated']} contaminated + "
-            f"{made['rejected']} rejects; report: {report}"
+    def call(run: Run, prepare: Callable[[Path], None]) -> None:
+        made = search(
+            inputs,
+            [TextSet.parse(one) for one in against],
+            [TextSet.parse(one) for one in reference or ()],
+            report,
+            out,
+            TextOptions(template=template),
+            ngram,
+            rejects,
+            run,
+            prepare=prepare,
         )
-        return 0
+        _tell(made, ngram, report, bool(reference))
 
-    try:
-        code = distribute.with_workers(call, workers)
-    except KeyboardInterrupt:
-        typer.echo("octo: stopped; the same command goes on with what is left", err=True)
-        code = 130
-    raise typer.Exit(code)
+    work("decontaminate", workers, call)
+
+
+def _tell(made: dict[str, Any], ngram: int, report: Path, with_reference: bool) -> None:
+    for one in made["sets"]:
+        alone = one["documents_exact"] - one["documents_exact_in_reference"]
+        apart = f" ({alone} of them in no reference)" if with_reference else ""
+        typer.echo(
+            f"{one['path']}: {one['documents_exact']} documents equal one of {one['items']} items"
+            f"{apart}, {one['documents_overlapping']} share {ngram} words in a row"
+        )
+    typer.echo(
+        f"{made['rows']} rows in = {made['clean']} clean + {made['contaminated']} contaminated + "
+        f"{made['rejected']} rejects; report: {report}"
+    )

@@ -1,6 +1,7 @@
 """Text -> tokens -> samples. Ground floor: imports only `octo_megatron.config` of the house.
 
-read      rows of .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet and .txt files, whole or in pieces (lines)
+read      rows of .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet and .txt files, whole or in pieces; row, lines and
+          parquet are parts of it
 template  a row -> text, by a format string or a named template
 documents a row -> a document, or why it is a bad row
 tokenizer text -> ids, and the fingerprint that says which tokenizer made a set (tokenizer_files: its forms)

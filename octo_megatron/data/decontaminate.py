@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from octo_megatron.data.contamination import Index
 from octo_megatron.data.distribute import Run, prepare_folder
 from octo_megatron.data.documents import TextOptions, document
 from octo_megatron.data.pieces import Piece, Plan, Records, find_files, make_plan, missing
+from octo_megatron.data.row import Row
 from octo_megatron.data.template import TemplateError, render
 from octo_megatron.data.work import PieceRows
 
@@ -58,7 +59,7 @@ class TextSet:
                 except TemplateError as error:
                     raise UserError(f"{place}: {error}") from None
 
-    def _text(self, row: read.Row) -> str:
+    def _text(self, row: Row) -> str:
         if self.template is not None:
             return render(self.template, row)
         for field in _QUESTION_FIELDS:
@@ -89,7 +90,7 @@ class _Decontaminate:
         self.columns = None if job.keep_clean else job.text.columns()
         self.max_row_bytes = job.text.max_row_bytes
 
-    def run(self, name: str, rows: PieceRows, folder: Path) -> dict[str, Any]:
+    def run(self, name: str, rows: PieceRows, folder: Path) -> Callable[[], dict[str, Any]]:
         work = folder / ".work"
         self._index = self._index or Index.load(work / _INDEX)
         matches: list[str] = []
@@ -120,11 +121,18 @@ class _Decontaminate:
             finally:
                 if clean:
                     clean.close()
-        (work / f"{name}.part.matches").rename(work / f"{name}.matches")
-        if self._job.keep_clean and kept:
-            clean_path.rename(folder / f"part-{name}.jsonl")
         rows.report(documents, 0)
-        return {"documents": documents, "kept": kept}
+
+        def finish() -> dict[str, Any]:
+            (work / f"{name}.part.matches").rename(work / f"{name}.matches")
+            if self._job.keep_clean:
+                if kept:
+                    clean_path.rename(folder / f"part-{name}.jsonl")
+                else:
+                    clean_path.unlink()
+            return {"documents": documents, "kept": kept}
+
+        return finish
 
 
 def decontaminate(
@@ -138,6 +146,7 @@ def decontaminate(
     rejects: Path | None,
     run: Run,
     piece_bytes: int = 0,
+    prepare: Callable[[Path], None] = prepare_folder,
 ) -> dict[str, Any]:
     """Write the report (and the clean rows); returns it.
 
@@ -145,6 +154,7 @@ def decontaminate(
         references: training sets; a document that stands in one is counted apart, because an exact match with an
             evaluation item may then only mean that the two collections hold nearly the same item.
         ngram: words in a row that count as overlap; 0: exact matches only.
+        prepare: called with the folder of the output before anything is written there.
 
     Raises:
         UserError: a file or row that does not fit, or `out` is in use.
@@ -162,7 +172,7 @@ def decontaminate(
     wanted = {"options": text.plain(), "ngram": ngram, "items": items, "known": known, "out": out is not None}
     plan = make_plan(files, [wanted, rejects is not None], piece_bytes)
     records = Records(folder / ".work", plan)
-    prepare_folder(folder)
+    prepare(folder)
     Index.of((item for _, _, item in items), ngram, known).save(folder / ".work" / _INDEX)
     run(plan, job, folder, rejects is not None, records.done())
     done = records.done()

@@ -102,8 +102,6 @@ class Display:
             )
 
     def __enter__(self) -> Display:
-        if self._bar:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,6 +116,7 @@ class Display:
         figures = f"{totals.documents:,} documents  {_short(totals.tokens)} tokens  {_short(speed / seconds)} {unit}/s"
         completed = min(self._total, self._before + totals.disk_bytes)
         if self._bar:
+            self._bar.start()  # its thread begins here, with the workers' forks behind it
             self._bar.update(self._task, completed=completed, figures=figures)
         elif time.monotonic() - self._last > _QUIET_SECONDS:
             self._last = time.monotonic()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.data.read import MAX_ROW_BYTES
+from octo_megatron.data.row import MAX_ROW_BYTES
 from octo_megatron.data.template import TEMPLATES, TemplateError, apply, columns
 
 

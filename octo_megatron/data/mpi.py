@@ -16,8 +16,8 @@ from typing import Any
 from octo_megatron.config.errors import UserError
 from octo_megatron.data.coordinate import ONE_CORE, Coordinator, LocalLink
 from octo_megatron.data.pieces import Plan
-from octo_megatron.data.work import Job, Stopped, Worker
-from octo_megatron.data.worker import tell_failure
+from octo_megatron.data.work import Job, Stopped
+from octo_megatron.data.worker import run_worker
 
 _TAG_ASK, _TAG_ANSWER = 1, 2
 _GRACE_SECONDS = 30.0
@@ -78,10 +78,7 @@ class Ranks:
         server = threading.Thread(target=self._answer, args=(coordinator, lock), daemon=True)
         server.start()
         link = LocalLink(coordinator, lock)
-        try:
-            Worker(plan, job, folder, keep_rejects, link).run()
-        except Exception as error:
-            tell_failure(link, error)
+        run_worker(plan, job, folder, keep_rejects, link)
         server.join()
         if coordinator.failure is not None:
             raise coordinator.failure
@@ -96,12 +93,8 @@ class Ranks:
         """Every other rank: work, and return the exit code that rank 0 gives."""
         given: Any = self._comm.bcast(None, root=0)
         if given is not None:
-            link = _Remote(self._comm)
-            try:
-                plan, job, folder, keep_rejects = given
-                Worker(plan, job, folder, keep_rejects, link).run()
-            except Exception as error:
-                tell_failure(link, error)
+            plan, job, folder, keep_rejects = given
+            run_worker(plan, job, folder, keep_rejects, _Remote(self._comm))
         return int(self._comm.bcast(None, root=0))
 
     def _answer(self, coordinator: Coordinator, lock: threading.Lock) -> None:
@@ -125,7 +118,7 @@ class Ranks:
             with lock:
                 go_on, answer = coordinator.answer(rank, message)
             self._comm.send((go_on, answer), dest=rank, tag=_TAG_ANSWER)
-            if not go_on or (message[0] == "claim" and answer is None):
+            if not go_on or message[0] == "end":
                 waiting.discard(rank)
 
 

@@ -20,7 +20,7 @@ from octo_megatron.config.loading import digest
 from octo_megatron.config.run_folder import read_json
 from octo_megatron.data import read
 
-_LEAST_PIECE, _MOST_PIECE = 1 << 20, 1 << 28
+_LEAST_PIECE, _MOST_PIECE = 1 << 19, 1 << 28
 _PIECES = 512
 """Wanted number of pieces: enough for some hundred workers to end at about the same time."""
 _GROUP_FILES = 1024
@@ -122,7 +122,7 @@ def _left_out(file: Path, folder: Path, out: Path | None) -> bool:
 
 
 def make_plan(files: list[InputFile], job: Any, piece_bytes: int = 0) -> Plan:
-    """Cut files into groups. `piece_bytes` 0 takes a size by that of the input, between 1 and 256 MiB."""
+    """Cut files into groups. `piece_bytes` 0 takes a size by that of the input, between 0.5 and 256 MiB."""
     size = piece_bytes
     if not size:
         size = _LEAST_PIECE

@@ -13,6 +13,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import read_json_lines
 from octo_megatron.config.schema import ProblemSetConfig
 from octo_megatron.data import builtin, read
+from octo_megatron.data.row import Row
 from octo_megatron.data.template import TemplateError, render
 
 
@@ -76,7 +77,7 @@ def make_problems(name: str, config: ProblemSetConfig, seed: int) -> list[Proble
     return list(problems.values())
 
 
-def _from_row(name: str, config: ProblemSetConfig, place: str, row: read.Row) -> Problem:
+def _from_row(name: str, config: ProblemSetConfig, place: str, row: Row) -> Problem:
     try:
         prompt, answer = render(config.prompt, row), render(config.answer, row)
         prompt.encode()

@@ -14,6 +14,7 @@ from octo_megatron.config.mixture import load_mixture
 from octo_megatron.config.schema import MixtureConfig, MixtureSource
 from octo_megatron.data.blend import Blend
 from octo_megatron.data.mixture import open_packing
+from octo_megatron.data.sources import division
 from octo_megatron.data.token_set import TokenisedSet, open_source
 
 REPEATS = 4
@@ -31,7 +32,7 @@ class Share:
     budget: int
     """Tokens that the mixture takes from it, in whole samples."""
     tokens: int | None = None
-    """Tokens of the set; None where it is not there."""
+    """Tokens that are trained on: without those that the source holds out or cuts off; None where no set is."""
     documents: int | None = None
     epochs: float | None = None
     fill: float | None = None
@@ -55,7 +56,8 @@ def _share(name: str, source: MixtureSource, config: MixtureConfig, samples: int
             name, source.weight, mark, budget, missing=f"{name}: is tokenised when a run is prepared"
         )
     try:
-        tokens: TokenisedSet = open_source(name, source)
+        whole = open_source(name, source)
+        tokens = TokenisedSet(whole.folder, division(name, source, whole)[0])
         packing = open_packing(tokens, config.packing, config.seq_length, name)
     except UserError as error:
         return Share(name, source.weight, mark, budget, missing=str(error))

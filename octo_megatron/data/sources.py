@@ -23,7 +23,7 @@ from octo_megatron.config.run_folder import read_json, write_json, write_text
 from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data import builtin, read
 from octo_megatron.data.documents import Document, TextOptions, document
-from octo_megatron.data.store import token_type
+from octo_megatron.data.row import BadRow
 from octo_megatron.data.template import TemplateError
 from octo_megatron.data.token_set import SetWriter, TokenisedSet, open_source
 from octo_megatron.data.tokenizer import TextTokenizer
@@ -116,7 +116,7 @@ def documents(
         reader = read.open_pieces(Path(file), read.WHOLE, options.max_row_bytes, options.columns())
         for number, row in reader.piece(0):
             try:
-                if isinstance(row, read.BadRow):
+                if isinstance(row, BadRow):
                     raise TemplateError(row.cause)
                 yield document(row, options)
             except TemplateError as error:
@@ -160,7 +160,7 @@ def _write(
     seed: int,
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    dtype = token_type(tokenizer.size)
+    dtype = tokenizer.token_type
     masked = config.mask_prompt
     train = SetWriter(folder / "train", dtype, masked)
     held_out = SetWriter(folder / "validation", dtype, masked) if config.validation_tokens else None
@@ -196,23 +196,34 @@ def _divide(folder: Path, name: str, config: SourceConfig, tokenizer: TextTokeni
     origin = open_source(name, config)
     origin.check_tokenizer(tokenizer.sha256, f"that of the lineage, {tokenizer.folder}")
     origin.check_files()
-    first, held_out = origin.documents, None
+    documents, first = division(name, config, origin)
+    held_out = None
+    if config.validation_tokens:
+        held_out = SetWriter(folder / "validation", tokenizer.token_type, origin.masked)
+        for index in range(first, origin.documents):
+            held_out.append(origin.document(index), origin.prompt_tokens(index))
+    tokens = sum(origin.span(documents - 1)) if documents else 0
+    train = {**origin.manifest, "documents": documents, "tokens": tokens}
+    made = _facts(train, held_out.close(origin.eos_id, origin.tokenizer) if held_out else None)
+    return made | {"tokenized": str(origin.folder.resolve())}
+
+
+def division(name: str, config: SourceConfig, origin: TokenisedSet) -> tuple[int, int]:
+    """How a source divides the set that it names: (documents that are trained on, first that is held out).
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    first = origin.documents
     if config.validation_tokens:
         while first > 0 and origin.tokens - origin.span(first - 1)[0] < config.validation_tokens:
             first -= 1
         first -= 1
         if first <= 0:
             raise _too_few_held_out(name, config, origin.tokens, "the last documents")
-        held_out = SetWriter(folder / "validation", token_type(tokenizer.size), origin.masked)
-        for index in range(first, origin.documents):
-            held_out.append(origin.document(index), origin.prompt_tokens(index))
-    tokens = sum(origin.span(first - 1)) if first else 0
-    if config.tokens and config.tokens < tokens:
-        first = origin.document_of(config.tokens - 1) + 1
-        tokens = sum(origin.span(first - 1))
-    train = {**origin.manifest, "documents": first, "tokens": tokens}
-    made = _facts(train, held_out.close(origin.eos_id, origin.tokenizer) if held_out else None)
-    return made | {"tokenized": str(origin.folder.resolve())}
+    if config.tokens and first and config.tokens < sum(origin.span(first - 1)):
+        return origin.document_of(config.tokens - 1) + 1, first
+    return first, first
 
 
 def _facts(train: dict[str, Any], held_out: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ import numpy as np
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import read_json, write_json, write_text
-from octo_megatron.data.distribute import Run
+from octo_megatron.data.distribute import Run, prepare_folder
 from octo_megatron.data.documents import Document, TextOptions, document
 from octo_megatron.data.pieces import InputFile, Piece, Plan, Records, find_files, make_plan, missing
-from octo_megatron.data.store import TokenWriter, token_type
+from octo_megatron.data.store import TokenWriter
 from octo_megatron.data.template import TemplateError
 from octo_megatron.data.token_set import MANIFEST, set_manifest
 from octo_megatron.data.tokenizer import TextTokenizer
 from octo_megatron.data.tokenizer_files import tokenizer_folder
 from octo_megatron.data.work import PieceRows
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 1_000_000
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 200_000
 """Text tokenised at a time; no effect on the result."""
 _MOST_SOURCES = 10_000
 
@@ -35,7 +36,7 @@ _MOST_SOURCES = 10_000
 class TokeniseJob:
     """What every worker does."""
 
-    tokenizer: Path
+    tokenizer: TextTokenizer
     text: TextOptions = field(default_factory=TextOptions)
 
     def open(self) -> _Tokenise:
@@ -46,12 +47,12 @@ class _Tokenise:
     """Rows of a piece -> one shard."""
 
     def __init__(self, job: TokeniseJob):
-        self._tokenizer, self._options = TextTokenizer(job.tokenizer), job.text
-        self._dtype = token_type(self._tokenizer.size)
+        self._tokenizer, self._options = job.tokenizer, job.text
+        self._dtype = self._tokenizer.token_type
         self.columns = job.text.columns()
         self.max_row_bytes = job.text.max_row_bytes
 
-    def run(self, name: str, rows: PieceRows, folder: Path) -> dict[str, Any]:
+    def run(self, name: str, rows: PieceRows, folder: Path) -> Callable[[], dict[str, Any]]:
         shard = _Shard(folder, name, self._dtype, self._options)
         batch: list[Document] = []
         characters = 0
@@ -69,9 +70,10 @@ class _Tokenise:
                     rows.report(shard.documents, shard.tokens)
             self._encode(batch, shard)
             rows.report(shard.documents, shard.tokens)
-            return shard.finish()
-        finally:
+        except BaseException:
             shard.abandon()
+            raise
+        return shard.finish
 
     def _encode(self, batch: list[Document], shard: _Shard) -> None:
         if not batch:
@@ -121,14 +123,16 @@ class _Shard:
             "documents": self.documents,
             "tokens": self.tokens,
         }
-        for kind, writer in self._writers.items():
-            key = f"{kind[1:]}_" if kind else ""
-            shard |= {f"{key}bytes": writer.bytes, f"{key}sha256": writer.close()}
+        try:
+            for kind, writer in self._writers.items():
+                key = f"{kind[1:]}_" if kind else ""
+                shard |= {f"{key}bytes": writer.bytes, f"{key}sha256": writer.close()}
+        finally:
+            self.abandon()
         for kind in self._writers:
             for ending in ("bin", "idx"):
                 made = self._folder / ".work" / f"{self._name}.part{kind}.{ending}"
                 made.rename(self._folder / f"shard-{self._name}{kind}.{ending}")
-        self._writers = {}
         return {"shard": shard, "sources": self._sources}
 
     def abandon(self) -> None:
@@ -163,6 +167,7 @@ def tokenise(
     run: Run,
     piece_bytes: int = 0,
     eos: str | None = None,
+    prepare: Callable[[Path], None] = prepare_folder,
 ) -> Tokenised:
     """Make the set `out`, or go on making it.
 
@@ -173,6 +178,7 @@ def tokenise(
         run: who does the pieces (`distribute.with_workers`).
         eos: token that ends a document, where the tokenizer names none.
         piece_bytes: text of a shard before tokenising; 0: by the size of the input.
+        prepare: called with `out` before anything is written there for the pieces.
 
     Raises:
         UserError: an input or a row that does not fit, another set in `out`, a full disk.
@@ -187,8 +193,9 @@ def tokenise(
     if found is not None:
         shutil.rmtree(out / ".work", ignore_errors=True)
         return Tokenised(found, True)
-    job = TokeniseJob(folder, text)
+    job = TokeniseJob(made_with, text)
     records = Records(out / ".work", plan)
+    prepare(out)
     run(plan, job, out, rejects is not None, records.done())
     done = records.done()
     left = missing(plan, done)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import read_json
+from octo_megatron.data.store import token_type
 
 
 def fingerprint(folder: Path) -> str:
@@ -53,10 +56,20 @@ class TextTokenizer:
         self.prefix: list[int] = self._own_prefix()
         """Ids that this tokenizer puts before every text (Llama-3: its begin-of-text id), usually none."""
 
-    @property
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[Path]]:
+        """Sent to another process it is opened there anew."""
+        return TextTokenizer, (self.folder,)
+
+    @cached_property
     def size(self) -> int:
         """Smallest vocabulary that holds every id."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def token_type(self) -> type[np.integer]:
+        """`store.token_type` of `size`, which where there are many tokens is known without counting."""
+        at_least = token_type(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return at_least if at_least is np.int32 else token_type(self.size)
 
     def encode(self, text: str) -> list[int]:
         """`prefix` and the ids of the text, as a prompt for generation; no end-of-sequence id."""

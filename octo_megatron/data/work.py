@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import write_json
 from octo_megatron.data.pieces import Piece, Plan
-from octo_megatron.data.read import WHOLE, BadRow, PastEnd, PieceReader, Row, open_pieces
+from octo_megatron.data.read import WHOLE, open_pieces
+from octo_megatron.data.row import BadRow, PastEnd, PieceReader, Row
 
 _REPORT_SECONDS = 0.5
 _REJECTED_CHARACTERS = 100_000
@@ -35,10 +38,11 @@ class Task(Protocol):
     """Fields of a row that are read; None: all."""
     max_row_bytes: int
 
-    def run(self, name: str, rows: PieceRows, folder: Path) -> dict[str, Any]:
-        """Make the output of piece `name` in `folder`; returns facts for the record.
+    def run(self, name: str, rows: PieceRows, folder: Path) -> Callable[[], dict[str, Any]]:
+        """Make the output of piece `name` in `folder`, in files `folder/.work/NAME.part*`.
 
-        It is written to files `folder/.work/NAME.part*`, renamed when whole; what is left of those is removed.
+        Returns what makes them safe on the disk, gives them their names and returns facts for the record: it is called
+        in another thread while the next piece is made. What is left of the files is removed.
         """
 
 
@@ -129,9 +133,18 @@ class Worker:
     def run(self) -> None:
         """Raises UserError for a bad row or a full disk, and whatever else goes wrong."""
         held, pieces = None, None
-        while (piece := self._link.ask(("claim", held, pieces))) is not None:
-            held, pieces = piece, self._do(piece)
-            self._tell()
+        with ThreadPoolExecutor(1, "finish") as finisher:
+            last: Future[None] | None = None
+            while (piece := self._link.ask(("claim", held, pieces))) is not None:
+                held = piece
+                pieces, finish = self._do(piece)
+                if last is not None:
+                    last.result()
+                last = finisher.submit(finish)
+                self._tell()
+            if last is not None:
+                last.result()
+        self._link.ask(("end",))
 
     def tick(self) -> None:
         """Say how far it is, at most every half second; the coordinator takes long silence for a hang."""
@@ -154,12 +167,23 @@ class Worker:
             )
         return self._readers[number]
 
-    def _do(self, piece: Piece) -> int | None:
-        """Make a piece; returns how many its group has, where that is known now."""
-        work = self.folder / ".work"
+    def _do(self, piece: Piece) -> tuple[int | None, Callable[[], None]]:
+        """Make a piece: how many its group has, where that is known now, and what writes its record.
+
+        The latter waits for the disk several times, so it is called while the next piece is made.
+        """
         rows = PieceRows(self, piece)
         try:
-            facts = self._task.run(piece.name, rows, self.folder)
+            with self._writing(piece):
+                finish = self._task.run(piece.name, rows, self.folder)
+        except PastEnd as end:
+            return end.pieces, lambda: None
+        return rows.pieces, lambda: self._record(piece, rows, finish)
+
+    def _record(self, piece: Piece, rows: PieceRows, finish: Callable[[], dict[str, Any]]) -> None:
+        work = self.folder / ".work"
+        with self._writing(piece):
+            facts = finish()
             rejected = rows.rejected()
             (work / f"{piece.name}.rejects").unlink(missing_ok=True)  # of an attempt with other rows
             if rejected:
@@ -176,17 +200,21 @@ class Worker:
                 **facts,
             }
             write_json(work / f"{piece.name}.json", record)
-        except PastEnd as end:
-            return end.pieces
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.folder}: {error.strerror or error}; free some space and give the same "
-                "command again: it goes on from here"
-            ) from error
-        finally:
-            for rest in work.glob(f"{piece.name}.part*"):
+
+    @contextmanager
+    def _writing(self, piece: Piece) -> Iterator[None]:
+        """Says what a full disk means, and leaves no part of a piece that failed."""
+        try:
+            yield
+        except BaseException as error:
+            for rest in (self.folder / ".work").glob(f"{piece.name}.part*"):
                 rest.unlink(missing_ok=True)
-        return rows.pieces
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"cannot write {self.folder}: {error.strerror or error}; free some space and give the same "
+                    "command again: it goes on from here"
+                ) from error
+            raise
 
     def _tell(self) -> None:
         self._link.ask(("progress", self.documents, self.tokens, self.disk_bytes))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.data import lines, read
-from octo_megatron.data.read import WHOLE, BadRow, PastEnd, _LinePieces, open_pieces, rows
+from octo_megatron.data.read import WHOLE, _LinePieces, open_pieces, rows
+from octo_megatron.data.row import BadRow, PastEnd
 
 ROWS = [{"text": f"row {i} \u2028 ümlaut", "n": i} for i in range(5000)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -124,7 +125,7 @@ def test_pieces_hold_every_line_once_however_the_bytes_arrive(
         found: list[bytes] = []
         for index in count():
             reader = readers[index % order]
-            with patch.object(read, "_parsed", lambda line: line):
+            with patch.object(read, "parsed", lambda line: line):
                 try:
                     numbered = list(reader.piece(index))
                 except PastEnd as end:

@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from octo_megatron.config.loading import to_plain
+from octo_megatron.config.mixture import load_mixture
 from octo_megatron.config.run_folder import RunFolder
 from octo_megatron.config.schema import LineageConfig, ParallelConfig, SourceConfig, TrainNode
 from octo_megatron.data import prepare as preparing
 from octo_megatron.data.inspect import main
 from octo_megatron.data.mixture import node_seed, open_mixture
+from octo_megatron.data.shares import shares_of
+from octo_megatron.data.sources import prepare_source
 from octo_megatron.data.token_set import SetWriter
 from octo_megatron.data.tokenizer import TextTokenizer
 from octo_megatron.train.batches import micro_batches
@@ -92,11 +95,11 @@ sources:
 """
 
 
-def _set(folder: Path, tokens: int) -> None:
+def _set(folder: Path, tokens: int, tokenizer: str = "t" * 64) -> None:
     writer = SetWriter(folder, np.uint16)
     for _ in range(tokens // 10):
         writer.append([1] * 9 + [0])
-    writer.close(0, "t" * 64)
+    writer.close(0, tokenizer)
 
 
 def test_a_mixture_shows_shares_epochs_and_repeats(
@@ -116,6 +119,26 @@ def test_a_mixture_shows_shares_epochs_and_repeats(
     assert "web repeats" not in shown
     assert main([str(path), f"data_root={tmp_path}", "packing=whole", "tokens=1600"]) == 0
     assert "100.0%" not in capsys.readouterr().out  # documents of 10 in samples of 16
+
+
+def test_a_mixture_counts_what_a_source_is_trained_on(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tokens` and `validation_tokens` of a source: the table's figures are those of the source once it is prepared."""
+    path = tmp_path / "mixture.yaml"
+    text = _MIXTURE.replace('/web"', '/web", tokens: 1005, validation_tokens: 95')
+    path.write_text(text.replace('/qa"', '/qa", validation_tokens: 95'), encoding="utf-8")
+    tokenizer = TextTokenizer(tokenizer_folder)
+    for name, tokens in (("web", 3200), ("qa", 330)):
+        _set(tmp_path / name, tokens, tokenizer.sha256)
+    shares = {one.name: one for one in shares_of(load_mixture(path, [f"data_root={tmp_path}"]))}
+    assert (shares["web"].tokens, shares["web"].documents) == (1010, 101)
+    assert (shares["qa"].tokens, shares["qa"].documents) == (230, 23)
+    for name, source in load_mixture(path, [f"data_root={tmp_path}"]).sources.items():
+        made = prepare_source(tmp_path / "run" / name, name, source, tokenizer, 0, 1)
+        assert (made["tokens"], made["documents"]) == (shares[name].tokens, shares[name].documents)
+    assert main([str(path), f"data_root={tmp_path}"]) == 0
+    assert " 1,010 │" in capsys.readouterr().out
 
 
 def test_a_missing_set_is_named_with_its_home_and_the_line_that_makes_it(
