@@ -2,16 +2,20 @@
 
     python benchmarks/tokenise.py --data /path/to/shared/data [--tokenizer PATH] [--cores 2] [--rounds 3]
 
-Three ways over the same documents with the same tokenizer, in turn, `rounds` times; the best round of each counts:
+The same documents with the same tokenizer, one way after another, `rounds` times. What is counted:
 
-limit    texts lie in memory; one loop over `encode_batch_fast` of the `tokenizers` library with `cores` threads
-octo     the whole command from its start: read, check, tokenise, hash, write, manifest; `cores` workers
-simple   one process for the file, one document after another, into Megatron-Core's IndexedDatasetBuilder: what
-         Megatron-LM's preprocess_data.py does with a file a process
+loop                 texts lie in memory, tokenizer loaded: one loop over `encode_batch_fast` of the `tokenizers`
+                     library with `cores` threads, and nothing else. This is the limit
+loop as a command    the same script from the start of its process to its end: imports, tokenizer, reading, the
+                     loop; it checks and writes nothing
+octo tokenize        the whole command from start to end: imports, tokenizer, reading, checks, template, encoding,
+                     hashing, writing and syncing to the disk, manifest; `cores` workers
+one process a file   one document after another into Megatron-Core's IndexedDatasetBuilder, what Megatron-LM's
+                     preprocess_data.py does with a file a process; without the start of its process
 
-Tokens a second by the clock, and CPU seconds (all processes) for a million tokens, which other load on the
-machine blurs less. Ratios are to the limit of the same run. The file is not named tokenize.py: beside other
-scripts that name would hide Python's own module.
+Figures are medians over the rounds; a ratio is taken within each round. CPU seconds are of all processes of a way. A
+text may be repeated, `gsm8kx16`, to show what is left when the start of a process no longer counts. The file is not
+named tokenize.py: beside other scripts that name would hide Python's own module.
 """
 
 from __future__ import annotations
@@ -26,27 +30,26 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 _SETS = {
-    "tex_math": ("train/tex_math.jsonl.zst", "plain", 1),
-    "gsm8k": ("train/gsm8k.jsonl", "question-answer", 16),
+    "tex_math": ("train/tex_math.jsonl.zst", "plain"),
+    "gsm8k": ("train/gsm8k.jsonl", "question-answer"),
 }
-"""File, template, and how often its rows are taken: the start of the command, loading the tokenizer in every worker,
-costs two seconds and would be all that is seen of a smaller text."""
+"""File and template."""
 
-_LIMIT = """
+_LOOP = """
 import sys, time
 from pathlib import Path
 from octo_megatron.data import read
 from octo_megatron.data.documents import TextOptions, document
-from octo_megatron.data.tokenise import BATCH_CHARACTERS, BATCH_DOCUMENTS
 from octo_megatron.data.tokenizer import TextTokenizer
 path, template, folder = sys.argv[1:]
 options = TextOptions(template=template)
 texts = [document(row, options).text for _, row in read.rows(Path(path))]
 batches, size = [[]], 0
 for text in texts:
-    if len(batches[-1]) == BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+    if len(batches[-1]) == 1024 or size >= 1_000_000:
         batches.append([])
         size = 0
     batches[-1].append(text)
@@ -59,7 +62,7 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 
 _SIMPLE = """
-import sys
+import sys, time
 from pathlib import Path
 import numpy, torch
 from octo_megatron.data import read
@@ -69,7 +72,6 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 path, template, folder, out = sys.argv[1:]
 tokenizer, options = TextTokenizer(Path(folder)), TextOptions(template=template)
 builder = IndexedDatasetBuilder(out + ".bin", dtype=DType.optimal_dtype(tokenizer.size))
-import time
 wall, cpu = time.perf_counter(), time.process_time()
 for _, row in read.rows(Path(path)):
     ids = [*tokenizer.encode(document(row, options).text), tokenizer.eos_id]
@@ -77,48 +79,58 @@ for _, row in read.rows(Path(path)):
 builder.finalize(out + ".idx")
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
+_WAYS = ("loop", "loop as a command", "octo tokenize", "one process a file")
 
 
-@dataclass
-class Best:
-    """The best round of one way: seconds by the clock and of CPU."""
+@dataclass(frozen=True)
+class Taken:
+    """Seconds by the clock and of CPU."""
 
-    wall: float = float("inf")
-    cpu: float = float("inf")
-
-    def take(self, wall: float, cpu: float) -> None:
-        self.wall, self.cpu = min(self.wall, wall), min(self.cpu, cpu)
+    wall: float
+    cpu: float
 
 
-def _script(code: str, cores: int, *arguments: object) -> tuple[float, float]:
-    """(clock, CPU) seconds that a script prints; it runs on `cores` cores."""
+def _timed(cores: int, command: list[str]) -> tuple[Taken, str]:
+    """A process from start to end on `cores` cores, and what it prints."""
     environment = {**os.environ, "RAYON_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "true"}
-    command = ["taskset", "-c", f"0-{cores - 1}", sys.executable, "-P", "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    wall, cpu = map(float, done.stdout.split())
-    return wall, cpu
-
-
-def _octo(cores: int, path: Path, template: str, folder: Path, out: Path) -> tuple[float, float, int]:
-    """(clock seconds, CPU seconds of all processes, tokens) of the whole command."""
-    command = [
-        "taskset",
-        "-c",
-        f"0-{cores - 1}",
-        sys.executable,
-        "-P",
-        "-m",
-        "octo_megatron.cli.main",
-        "tokenize",
-    ]
-    command += [str(path), "--template", template, "--tokenizer", str(folder), "--out", str(out)]
-    command += ["--workers", str(cores)]
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(
+        ["taskset", "-c", f"0-{cores - 1}", sys.executable, "-P", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     wall = time.perf_counter() - wall
+    if done.returncode:
+        raise SystemExit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, json.loads((out / "manifest.json").read_text())["tokens"]
+    return Taken(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime), done.stdout
+
+
+def one_round(cores: int, path: Path, template: str, folder: Path, out: Path) -> tuple[dict[str, Taken], int]:
+    """Every way once, and the number of tokens."""
+    whole, printed = _timed(cores, ["-c", _LOOP, str(path), template, str(folder)])
+    taken = {"loop": Taken(*map(float, printed.split())), "loop as a command": whole}
+    options = ["--template", template, "--tokenizer", str(folder), "--out", str(out), "--workers", str(cores)]
+    taken["octo tokenize"], _ = _timed(
+        cores, ["-m", "octo_megatron.cli.main", "tokenize", str(path), *options]
+    )
+    _, printed = _timed(cores, ["-c", _SIMPLE, str(path), template, str(folder), f"{out}-simple"])
+    taken["one process a file"] = Taken(*map(float, printed.split()))
+    return taken, json.loads((out / "manifest.json").read_text())["tokens"]
+
+
+def rows(name: str, rounds: list[dict[str, Taken]], tokens: int) -> list[str]:
+    """Lines of the table."""
+    lines = []
+    for way in _WAYS:
+        seconds = median(one[way].wall for one in rounds)
+        ratios = [f"{median(one[base].wall / one[way].wall for one in rounds):.2f}" for base in _WAYS[:2]]
+        cpu = median(one[way].cpu for one in rounds) / tokens * 1e6
+        lines.append(
+            f"| {name} | {way} | {seconds:.2f} | {tokens / seconds:,.0f} | {' | '.join(ratios)} | {cpu:.2f} |"
+        )
+    return lines
 
 
 def _tokenizer(given: Path | None, into: Path) -> Path:
@@ -141,34 +153,30 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="default: Llama-3's from the package llama-models")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--times", type=int, help="how often the rows of gsm8k are taken")
-    parser.add_argument("--only", choices=sorted(_SETS), help="one of the texts")
+    parser.add_argument(
+        "--texts", nargs="+", default=["tex_math", "gsm8k", "gsm8kx16"], help="NAME, or NAMExTIMES: repeated"
+    )
     options = parser.parse_args()
-    print(f"{options.cores} cores, best of {options.rounds} rounds; limit = encode_batch_fast in a loop")
-    print("| text | way | tokens/s | of the limit | CPU s a million tokens | CPU: limit / this |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    load = os.getloadavg()[0]
+    print(f"{options.cores} cores, load {load:.1f} before; medians of {options.rounds} rounds\n")
+    print(
+        "| text | way | seconds | tokens/s | of the loop | of the loop as a command | CPU s a million tokens |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = _tokenizer(options.tokenizer, Path(scratch) / "tokenizer")
-        for name, (file, template, times) in _SETS.items():
-            if options.only not in (None, name):
-                continue
-            path, best, tokens = options.data / file, {way: Best() for way in ("limit", "octo", "simple")}, 0
-            if times > 1:
-                many = Path(scratch) / path.name
-                many.write_bytes(path.read_bytes() * (options.times or times))
-                path = many
-            for number in range(options.rounds):
-                out = Path(scratch) / f"{name}-{number}"
-                best["limit"].take(*_script(_LIMIT, options.cores, path, template, folder))
-                wall, cpu, tokens = _octo(options.cores, path, template, folder, out)
-                best["octo"].take(wall, cpu)
-                best["simple"].take(*_script(_SIMPLE, options.cores, path, template, folder, f"{out}-simple"))
-            for way, one in best.items():
-                print(
-                    f"| {name} | {way} | {tokens / one.wall:,.0f} | {best['limit'].wall / one.wall:.2f} | "
-                    f"{one.cpu / tokens * 1e6:.2f} | {best['limit'].cpu / one.cpu:.2f} |",
-                    flush=True,
-                )
+        for text in options.texts:
+            name, _, times = text.rpartition("x") if text not in _SETS else (text, "", "")
+            file, template = _SETS[name]
+            path = options.data / file
+            if times:
+                path = Path(scratch) / path.name
+                path.write_bytes((options.data / file).read_bytes() * int(times))
+            taken = [
+                one_round(options.cores, path, template, folder, Path(scratch) / f"{text}-{number}")
+                for number in range(options.rounds)
+            ]
+            print("\n".join(rows(text, [one for one, _ in taken], taken[0][1])), flush=True)
 
 
 if __name__ == "__main__":

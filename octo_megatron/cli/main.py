@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 
 import typer
 
-from octo_megatron.cli.convert import export_folder, import_folder, verify_folder
-from octo_megatron.cli.decontaminate import decontaminate
-from octo_megatron.cli.demo import demo
-from octo_megatron.cli.doctor import doctor
-from octo_megatron.cli.inspect import inspect
-from octo_megatron.cli.plan import plan
-from octo_megatron.cli.preflight import preflight
-from octo_megatron.cli.profile import profile
-from octo_megatron.cli.report import report
-from octo_megatron.cli.rollouts import rollouts
-from octo_megatron.cli.run import run
-from octo_megatron.cli.status import status
-from octo_megatron.cli.tokenize import tokenize
 from octo_megatron.config.errors import UserError, WorkFailed
-from octo_megatron.lineage.runner import StageFailed
 
 _HELP = """Mid-training, reinforcement learning and evaluation of a language model as one declared lineage.
 
@@ -51,40 +38,52 @@ octo rollouts RUN --step N     the best, worst and longest answers of an RL step
 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped at once.
 """
 
-app = typer.Typer(
-    name="octo",
-    help=_HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(demo)
-app.command()(run)
-app.command()(plan)
-app.command()(status)
-app.command()(report)
-app.command()(inspect)
-app.command()(tokenize)
-app.command()(rollouts)
-app.command()(decontaminate)
-app.command("import")(import_folder)
-app.command("export")(export_folder)
-app.command("verify")(verify_folder)
-app.command()(profile)
-app.command()(doctor)
-app.command()(preflight)
+_VERBS = {
+    "demo": "demo:demo",
+    "run": "run:run",
+    "plan": "plan:plan",
+    "status": "status:status",
+    "report": "report:report",
+    "inspect": "inspect:inspect",
+    "tokenize": "tokenize:tokenize",
+    "rollouts": "rollouts:rollouts",
+    "decontaminate": "decontaminate:decontaminate",
+    "import": "convert:import_folder",
+    "export": "convert:export_folder",
+    "verify": "convert:verify_folder",
+    "profile": "profile:profile",
+    "doctor": "doctor:doctor",
+    "preflight": "preflight:preflight",
+}
+"""Verb -> file of this folder and function in it, in the order of `octo --help`."""
+
+
+def application(asked: str | None = None) -> typer.Typer:
+    """The command with all its verbs, or with the one that is asked for: loading all takes as long again as that."""
+    app = typer.Typer(
+        name="octo",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(lambda: None)  # typer would take a single verb for the whole command
+    for verb in [asked] if asked in _VERBS else _VERBS:
+        file, function = _VERBS[verb].split(":")
+        app.command(verb)(getattr(import_module(f"octo_megatron.cli.{file}"), function))
+    return app
 
 
 def main() -> None:
     """Entry point of the command."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        app()
+        application(sys.argv[1] if len(sys.argv) > 1 else None)()
     except UserError as error:
         sys.exit(_complain(str(error), 2))
-    except (StageFailed, WorkFailed) as error:
+    except WorkFailed as error:
         sys.exit(_complain(str(error), 1))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from octo_megatron.config.digest import digest
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.fill import fill, first_line, nearest
 from octo_megatron.config.mixture import expand_mixtures
@@ -51,12 +50,6 @@ def to_plain(config: Any) -> dict[str, Any]:
 def from_plain(plain: dict[str, Any]) -> LineageConfig:
     """Inverse of `to_plain` for a whole lineage."""
     return _build(OmegaConf.create(plain), "resolved config")
-
-
-def digest(plain: Any) -> str:
-    """sha256 of the canonical JSON of plain data, first 16 hexadecimal digits."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _build(raw: DictConfig, where: str) -> LineageConfig:

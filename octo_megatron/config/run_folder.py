@@ -26,10 +26,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.schema import LineageConfig, NodeConfig
+
+if TYPE_CHECKING:
+    from octo_megatron.config.schema import LineageConfig, NodeConfig
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from octo_megatron.config.digest import digest
 from octo_megatron.config.errors import UserError
-from octo_megatron.config.loading import digest
 from octo_megatron.config.run_folder import read_json
 from octo_megatron.data import read
 

@@ -18,14 +18,16 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import read_json, write_json
-from octo_megatron.config.schema import SourceConfig
 from octo_megatron.data.store import TokenStore, TokenWriter
+
+if TYPE_CHECKING:
+    from octo_megatron.config.schema import SourceConfig
 
 FORMAT = 1
 MANIFEST = "manifest.json"

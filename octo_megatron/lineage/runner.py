@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, WorkFailed
 from octo_megatron.config.run_folder import RunFolder, read_json
 from octo_megatron.config.schema import LineageConfig
 from octo_megatron.lineage.display import Display
@@ -24,7 +24,7 @@ _DATA = "data"
 """Name under which the preparation of the data is shown and reported."""
 
 
-class StageFailed(Exception):
+class StageFailed(WorkFailed):
     """A stage ended badly and it was not the user's mistake; the text is one line for the terminal."""
 
 

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 from octo_command import octo
 
-from octo_megatron.cli.main import app
+from octo_megatron.cli.main import application
 from octo_megatron.config.loading import CONFIGS
 from octo_megatron.config.mixture import load_mixture
 from octo_megatron.data.template import TEMPLATES
@@ -39,7 +39,7 @@ def test_a_run_with_such_a_mixture_stops_before_its_first_node(tmp_path: Path) -
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_lines_that_make_the_recipes_sets_are_ones_that_octo_tokenize_takes(path: Path) -> None:
-    tokenize = typer.main.get_command(app).commands["tokenize"]  # type: ignore[attr-defined]
+    tokenize = typer.main.get_command(application()).commands["tokenize"]  # type: ignore[attr-defined]
     for source in load_mixture(path, ["data_root=/sets"]).sources.values():
         octo_word, verb, *arguments = shlex.split(source.tokenize)
         assert (octo_word, verb) == ("octo", "tokenize")

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 from typer.testing import CliRunner
 
-from octo_megatron.cli.main import app
+from octo_megatron.cli.main import application
 from octo_megatron.config.errors import UserError
 from octo_megatron.report.rollouts import chosen, step_rows
 
@@ -41,7 +41,7 @@ def write(root: Path) -> None:
 
 def test_the_command_prints_them(tmp_path: Path) -> None:
     write(tmp_path)
-    done = CliRunner().invoke(app, ["rollouts", str(tmp_path), "--step", "3"])
+    done = CliRunner().invoke(application(), ["rollouts", str(tmp_path), "--step", "3"])
     assert done.exit_code == 0, done.output
     assert "best: reward 1 (correct 1), 3 tokens" in done.output and "longest" in done.output
     assert done.output.count("right answer: 7") == 3
