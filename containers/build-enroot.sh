@@ -22,10 +22,12 @@ done
 [[ ! -e $target ]] || { echo "octo: error: $target exists; remove it first" >&2; exit 2; }
 has() { command -v "$1" >/dev/null; }
 
-for builder in docker podman buildah; do has "$builder" && break; done
-has "$builder" || { echo "octo: error: needs docker, podman or buildah (apt-get install buildah squashfs-tools)" >&2; exit 2; }
-tool=enroot; [[ $builder == buildah ]] && tool=mksquashfs
-has "$tool" || { echo "octo: error: $builder is here but $tool is not (apt-get install squashfs-tools, or enroot from its releases)" >&2; exit 2; }
+builder= tool=
+for pair in docker:enroot podman:enroot buildah:mksquashfs; do
+  has "${pair%:*}" && has "${pair#*:}" && { builder=${pair%:*}; tool=${pair#*:}; break; }
+done
+[[ -n $builder ]] || { echo "octo: error: needs docker or podman with enroot, or buildah with mksquashfs (apt-get install buildah squashfs-tools)" >&2; exit 2; }
+echo "building with $builder and $tool"
 
 case $builder in
   docker | podman)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -30,15 +31,31 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._listening = False
+        self._patience: float | None = None
 
     def install(self) -> None:
         """Handle the signals from now on (main thread only)."""
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
-    def listen(self) -> None:
-        """The stage looks at `asked` after every step from now on."""
-        self._listening = True
+    def listen(self, patience: float | None = None) -> None:
+        """The stage looks at `asked` after every step from now on.
+
+        Args:
+            patience: seconds after a signal in which the stage must have called `arrived`; then it is ended where it
+                is. For stages whose steps are long and leave records on the way.
+        """
+        self._listening, self._patience = True, patience
+
+    def arrived(self) -> None:
+        """The stage is where it can save and end, however long saving takes."""
+        self._patience = None
+
+    def rest(self) -> None:
+        """There is nothing to save any more: a signal, and one that has come already, ends this process at once."""
+        self._listening = False
+        if self.asked:
+            os._exit(EXIT_CODE)
 
     @property
     def asked(self) -> bool:
@@ -50,8 +67,16 @@ class StopRequest:
         self._asked_at = now if self._asked_at is None else self._asked_at
         if not self._listening:
             os._exit(EXIT_CODE)
+        if first and self._patience is not None:
+            timer = threading.Timer(self._patience, self._lose_patience)
+            timer.daemon = True
+            timer.start()
         if not first and now - self._asked_at > SAME_SECONDS:
             os._exit(128 + number)
+
+    def _lose_patience(self) -> None:
+        if self._patience is not None:
+            os._exit(EXIT_CODE)
 
 
 STOP = StopRequest()

@@ -29,6 +29,7 @@ from octo_megatron.engine.sampler import EngineLost, Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.evaluate.solve import longest_prompt
 from octo_megatron.parallel import world as worlds
+from octo_megatron.parallel.stop import STOP, Stopped
 from octo_megatron.parallel.world import World
 from octo_megatron.rl.begin import begin
 from octo_megatron.rl.critic import Critic
@@ -42,6 +43,10 @@ from octo_megatron.train.phases import Phases
 
 _AT_ONCE = 128
 """Answers that grow side by side in one engine, at most."""
+
+_PATIENCE_SECONDS = 60.0
+"""A step may outlast what SLURM leaves between its signal and the end (120 s in our job files). So long after a signal
+a process ends where it is; the records of the step's finished phases are what the next one goes on from."""
 
 
 @dataclass
@@ -71,14 +76,20 @@ class _Node:
 
 
 def run(ctx: NodeContext) -> None:
-    """All steps of the node, from its newest checkpoint if there is one; writes done.json last."""
+    """All steps of the node, from its newest checkpoint if there is one; writes done.json last.
+
+    Raises:
+        Stopped: a signal asked for it; the weights after the last step are saved.
+    """
     assert isinstance(ctx.node, RLNode)
     node = _started(ctx, ctx.node)
     before = node.watch.before()
     node.phases.mark("evaluate")
     stopped = node.watch.collapsed(node.step)
+    STOP.listen(_PATIENCE_SECONDS)
     while node.step < node.config.steps and not stopped:
         stopped = _one_step(node)
+    STOP.rest()
     _finish(node, before, stopped)
 
 
@@ -147,12 +158,20 @@ def _one_step(node: _Node) -> str:
         )
         stopped = watch.collapsed(step)
     due = config.checkpoint_interval and step % config.checkpoint_interval == 0
-    if due or step == config.steps or stopped or lost or (validate and watch.is_best(step)):
+    stopping = node.world.any(STOP.asked)
+    if stopping:
+        STOP.arrived()
+    if due or step == config.steps or stopped or lost or stopping or (validate and watch.is_best(step)):
         _save(node, lost)
     if lost:
         raise UserError(
             f"node {node.ctx.name}, step {step + 1}: {lost}; the weights after step {step} are saved; look at "
             f"{node.ctx.folder.log}, then run again"
+        )
+    if stopping and step < config.steps and not stopped:
+        node.metrics.close()
+        raise Stopped(
+            f"node {node.ctx.name} was asked to stop: saved after step {step} of {config.steps}; run again to go on"
         )
     return stopped
 

@@ -7,12 +7,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from rl_runs import all_rows, copy, make_run, rows, shown, start, wait
 
+from octo_megatron.checkpoint import manifest
+from octo_megatron.lineage.launch import ProcessGroup
+from octo_megatron.parallel.stop import EXIT_CODE
 from octo_megatron.rl.records import read_zst
 
 pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
@@ -32,6 +37,13 @@ KILLS = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("resume") / "run")
+
+
+def wait_for(path: Path, group: ProcessGroup, root: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
+        time.sleep(0.01)
 
 
 def killed_at(mark: str, root: Path, processes: int) -> bool:
@@ -86,3 +98,46 @@ def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> Non
         assert final[step]["seconds_rollout"] >= seconds
         if final[step]["rounds"] == 1:
             assert final[step]["seconds_rollout"] == seconds
+
+
+def test_a_signal_ends_it_after_the_step_with_its_weights_saved(made: Path, tmp_path: Path) -> None:
+    """Only rank 1 is told; both go on to the weights of a run that was never stopped."""
+    changes = {"parallel": {"data_parallel_size": 2}, "steps": 4, "evaluate": [], "checkpoint_interval": 0}
+    undisturbed = copy(made, tmp_path / "undisturbed", **changes)
+    wait(start(undisturbed, processes=2), undisturbed)
+
+    root = copy(made, tmp_path / "stopped", **changes)
+    group, node = start(root, processes=2), root / "nodes/rl"
+    wait_for(node / "phases/step_00002/drawn_0.json", group, root)
+    os.kill(group._processes[1].pid, signal.SIGTERM)
+    ended = [process.wait(120) for process in group._processes]
+    group.end()
+    assert ended == [EXIT_CODE, EXIT_CODE], (root / "log.txt").read_text()[-3000:]
+    steps = len(rows(root))
+    assert 2 <= steps < 4
+    assert (
+        f"node rl was asked to stop: saved after step {steps} of 4; run again to go on"
+        in (root / "log.txt").read_text()
+    )
+    manifest.verify(manifest.step_folder(node / "checkpoints", steps))
+    wait(start(root, processes=2), root)
+    assert rows(root) == rows(undisturbed)
+    a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
+    assert a["weights_sha256"] == b["weights_sha256"]
+
+
+def test_a_step_that_is_too_long_is_left_where_it_is() -> None:
+    """The same request as in a stage, whose step does not end; only time decides."""
+    script = """
+import os, signal, time
+from octo_megatron.parallel.stop import STOP
+STOP.install(); STOP.listen(0.5)
+os.kill(os.getpid(), signal.SIGTERM)
+if {arrives}:
+    STOP.arrived(); time.sleep(1.5); print("saved", flush=True); STOP.rest()
+time.sleep(60)
+"""
+    for arrives, said in ((False, ""), (True, "saved\n")):
+        command = [sys.executable, "-c", script.replace("{arrives}", str(arrives))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout) == (EXIT_CODE, said)
