@@ -173,6 +173,9 @@ def _open(folder: Path) -> dict[str, Stored]:
     for name, file in weight_map.items():
         if name not in headers[file]:
             raise UserError(f"{folder}: the index says that tensor {name} is in {file}; it is not")
+        twice = next((other for other in headers if other != file and name in headers[other]), None)
+        if twice:
+            raise UserError(f"{folder}: tensor {name} is in {twice} as well as in {file}; which one counts?")
     # what a shard holds beyond the index counts as well: it must find its place in the model or be refused
     return {name: stored for header in headers.values() for name, stored in header.items()}
 

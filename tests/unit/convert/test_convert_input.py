@@ -101,6 +101,12 @@ def test_missing_and_cut_shards(tmp_path: Path) -> None:
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"the index says that tensor model\.norm\.bias is in"):
         HfFolder(source)
+    first = sorted(source.glob("model-*.safetensors"))[0]
+    index["weight_map"] = dict.fromkeys(load_file(first), first.name) | {"model.other": shard.name}
+    save_file(load_file(first) | {"model.other": torch.ones(2)}, shard)
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"is in {shard.name} as well as in {first.name}"):
+        HfFolder(source)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing, though the index names it"):
         HfFolder(source)

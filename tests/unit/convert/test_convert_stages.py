@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 from octo_megatron.checkpoint import store
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import NodeContext, RunFolder
-from octo_megatron.config.schema import ExportNode, ImportNode, LineageConfig
+from octo_megatron.config.schema import ExportNode, ImportNode, LineageConfig, SourceConfig, TrainNode
 from octo_megatron.convert import export_stage, import_stage
+from octo_megatron.data.prepare import prepare
+from octo_megatron.train import stage as train_stage
 
 
 @pytest.fixture
@@ -60,3 +63,32 @@ def test_import_then_export(context: NodeContext) -> None:
 def test_export_of_a_node_without_checkpoint(context: NodeContext) -> None:
     with pytest.raises(UserError, match="its parent base has no checkpoint in"):
         export_stage.run(NodeContext(context.run, context.lineage, "out"))
+
+
+def test_a_lineage_that_starts_from_the_folder_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No import node: trained, gone on with, exported; folder and digest are told all along."""
+    source, run = make_folder(tmp_path / "hf", "llama-tied"), RunFolder(tmp_path / "run")
+    train = TrainNode(hf=str(source), steps=1, seq_length=32, mixture={"general": 1.0}, checkpoint_interval=1)
+    out = ExportNode(parent="stable", skip=["vllm", "generation", "bf16"])
+
+    def context(name: str, node: TrainNode) -> NodeContext:
+        sources = {"general": SourceConfig(builtin="general", tokens=4000, validation_tokens=64)}
+        nodes = {"stable": node, "out": out}
+        lineage = LineageConfig("test", str(source), tokenizer="model", sources=sources, nodes=nodes)
+        return NodeContext(run, lineage, name)
+
+    prepare(run, context("stable", train).lineage)
+    train_stage.run(context("stable", train))
+    longer = dataclasses.replace(train, tokens=0, steps=2)
+    train_stage.run(context("stable", longer))
+    assert "goes on after step 1" in capsys.readouterr().out
+    done = run.node("stable").result()
+    imported = import_stage.import_folder(source, tmp_path / "checkpoint")
+    assert imported and done["step"] == 2
+    assert (done["hf"], done["hf_weights_sha256"]) == (str(source), imported["weights_sha256"])
+    export_stage.run(context("out", longer))
+    card = (run.node("out").hf / "README.md").read_text()
+    assert f"Starts from `{source}` (sha256 of the weights: `{imported['weights_sha256']}`)." in card
+    assert "| stable | – | train | 2 |" in card
