@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +23,11 @@ TIMES = ("seconds", "tokens_per_second")
 """Beginnings of the names of figures that no two runs share."""
 
 
-def make_run(root: Path) -> Path:
-    """A run whose node `base` is trained."""
+def make_run(root: Path, *options: str) -> Path:
+    """A run whose node `base` is trained; `options` of rl_tiny_run.py."""
     env = {**os.environ, **environment(1, machine_has_gpu()), "RANK": "0", "WORLD_SIZE": "1"}
-    done = subprocess.run([sys.executable, str(MAKE), str(root)], env=env, capture_output=True, text=True)
+    command = [sys.executable, str(MAKE), str(root), *options]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
@@ -51,6 +54,21 @@ def wait(group: ProcessGroup, root: Path, seconds: float = 600) -> None:
     failure, late = group.failure(), not group.finished()
     group.end()
     assert failure is None and not late, (root / "log.txt").read_text()[-3000:]
+
+
+def killed_at(mark: str, root: Path, processes: int = 1) -> bool:
+    """Start node `rl` and kill a rank as soon as `mark` is there; False: it had ended by then."""
+    group, node = start(root, processes=processes), root / "nodes/rl"
+    deadline = time.monotonic() + 200
+    while not any(node.glob(mark)):
+        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
+        if (node / "done.json").exists():
+            break
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
+    group.end()
+    return not (node / "done.json").exists()
 
 
 def all_rows(root: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A run folder for RL tests: a model of 40,000 weights that has half learned to copy a digit into a box.
 
-`python rl_tiny_run.py RUN [key=value ...]` makes RUN with its node `base` done; the overrides are those of a
-lineage file. Nodes: base -> rl, and evaluate of both.
+`python rl_tiny_run.py RUN [--untrained] [key=value ...]` makes RUN with its node `base` done; overrides are those of
+a lineage file. Nodes: base -> rl, and evaluate of both. Untrained, the base says eos at any token with about the same
+probability, so that answers have lengths of all kinds.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def make_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
 
 
-def main(root: Path, overrides: list[str]) -> None:
+def main(root: Path, overrides: list[str], untrained: bool = False) -> None:
     root.mkdir(parents=True)
     (root / "lineage.yaml").write_text(LINEAGE)
     from octo_megatron.config.loading import load_lineage, to_plain
@@ -80,10 +81,10 @@ def main(root: Path, overrides: list[str]) -> None:
     problems = [{"id": str(n), "prompt": f"{n:02d}:", "answer": str(n % 10)} for n in range(60)]
     for name, part in (("digits", problems[:40]), ("few", problems[40:])):
         (root / "problems" / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in part))
-    train_base(root)
+    train_base(root, 0 if untrained else 120)
 
 
-def train_base(root: Path) -> None:
+def train_base(root: Path, steps: int) -> None:
     """Supervised steps on right and wrong answers; the checkpoint is the node `base`'s."""
     import torch
 
@@ -98,18 +99,18 @@ def train_base(root: Path) -> None:
     world = worlds.start(layout, 0)
     trainer = MegatronTrainer(HF_CONFIG, layout, "fp32", OptimizerConfig(), world)
     tokenizer, r = TextTokenizer(root / "tokenizer"), random.Random(0)
-    for _ in range(120):
+    for _ in range(steps):
         documents = []
         for _ in range(24):
             n = r.randrange(100)
             answer = n % 10 if r.random() < 0.5 else r.randrange(10)
             ids = torch.tensor([*tokenizer.encode(f"{n:02d}:={answer} \\boxed{{{answer}}}"), 0])
             documents.append(Document(ids[:-1], ids[1:], torch.ones(len(ids) - 1)))
-        result = trainer.train_step([pack(documents, layout)], next_token_loss, 1e-2)
-    print("base loss", result.sums["loss"])
+        trainer.train_step([pack(documents, layout)], next_token_loss, 1e-2)
     store.save(store.step_folder(root / "nodes" / "base" / "checkpoints", 120), trainer, {"kind": "train"})
     world.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    options = [value for value in sys.argv[2:] if value != "--untrained"]
+    main(Path(sys.argv[1]), options, "--untrained" in sys.argv)

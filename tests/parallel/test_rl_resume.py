@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rl_runs import all_rows, copy, make_run, rows, shown, start, wait
+from rl_runs import all_rows, copy, killed_at, make_run, rows, shown, start, wait
 
 from octo_megatron.checkpoint import manifest
 from octo_megatron.lineage.launch import ProcessGroup
@@ -44,21 +43,6 @@ def wait_for(path: Path, group: ProcessGroup, root: Path) -> None:
     while not path.exists():
         assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
         time.sleep(0.01)
-
-
-def killed_at(mark: str, root: Path, processes: int) -> bool:
-    """Start node `rl` and kill a rank as soon as `mark` is there; False: it had ended by then."""
-    group, node = start(root, processes=processes), root / "nodes/rl"
-    deadline = time.monotonic() + 200
-    while not any(node.glob(mark)):
-        assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
-        if (node / "done.json").exists():
-            break
-        time.sleep(0.001)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(group._processes[processes - 1].pid, signal.SIGKILL)
-    group.end()
-    return not (node / "done.json").exists()
 
 
 # rounds and carried answers: where in the stream of prompts a run is must survive too
