@@ -33,20 +33,19 @@ from pathlib import Path
 from statistics import median
 
 _SETS = {
-    "tex_math": ("train/tex_math.jsonl.zst", "plain"),
-    "gsm8k": ("train/gsm8k.jsonl", "question-answer"),
+    "tex_math": ("train/tex_math.jsonl.zst", "plain", "{text}"),
+    "gsm8k": ("train/gsm8k.jsonl", "question-answer", "Question: {question}\\nAnswer: {answer}"),
 }
-"""File and template."""
+"""File, template, and the same as the loop writes it."""
 
 _LOOP = """
-import sys, time
-from pathlib import Path
-from octo_megatron.data import read
-from octo_megatron.data.documents import TextOptions, document
-from octo_megatron.data.tokenizer import TextTokenizer
-path, template, folder = sys.argv[1:]
-options = TextOptions(template=template)
-texts = [document(row, options).text for _, row in read.rows(Path(path))]
+import io, json, sys, time
+import tokenizers, zstandard
+path, form, folder = sys.argv[1:]
+raw = open(path, "rb")
+raw = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) if path.endswith(".zst") else raw
+form = form.replace("\\\\n", "\\n")
+texts = [form.format(**json.loads(line)) for line in io.TextIOWrapper(raw, encoding="utf-8", newline="\\n")]
 batches, size = [[]], 0
 for text in texts:
     if len(batches[-1]) == 1024 or size >= 1_000_000:
@@ -54,11 +53,13 @@ for text in texts:
         size = 0
     batches[-1].append(text)
     size += len(text)
-encode = TextTokenizer(Path(folder))._tokenizer.encode_batch_fast
+tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
+tokenizer.encode_special_tokens = True
+encode = tokenizer.encode_batch_fast
 wall, cpu, tokens = time.perf_counter(), time.process_time(), 0
 for batch in batches:
     tokens += sum(len(one.ids) for one in encode(batch, add_special_tokens=False))
-print(time.perf_counter() - wall, time.process_time() - cpu)
+print(time.perf_counter() - wall, time.process_time() - cpu, tokens)
 """
 
 _SIMPLE = """
@@ -107,17 +108,25 @@ def _timed(cores: int, command: list[str]) -> tuple[Taken, str]:
     return Taken(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime), done.stdout
 
 
-def one_round(cores: int, path: Path, template: str, folder: Path, out: Path) -> tuple[dict[str, Taken], int]:
+def one_round(
+    cores: int, path: Path, template: str, form: str, folder: Path, out: Path
+) -> tuple[dict[str, Taken], int]:
     """Every way once, and the number of tokens."""
-    whole, printed = _timed(cores, ["-c", _LOOP, str(path), template, str(folder)])
-    taken = {"loop": Taken(*map(float, printed.split())), "loop as a command": whole}
+    whole, printed = _timed(cores, ["-c", _LOOP, str(path), form, str(folder)])
+    wall, cpu, counted = printed.split()
+    taken = {"loop": Taken(float(wall), float(cpu)), "loop as a command": whole}
     options = ["--template", template, "--tokenizer", str(folder), "--out", str(out), "--workers", str(cores)]
     taken["octo tokenize"], _ = _timed(
         cores, ["-m", "octo_megatron.cli.main", "tokenize", str(path), *options]
     )
     _, printed = _timed(cores, ["-c", _SIMPLE, str(path), template, str(folder), f"{out}-simple"])
     taken["one process a file"] = Taken(*map(float, printed.split()))
-    return taken, json.loads((out / "manifest.json").read_text())["tokens"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    if (manifest["tokens"] - int(counted)) % manifest[
+        "documents"
+    ]:  # else begin and end tokens of each document
+        raise SystemExit(f"{path}: the loop saw {counted} tokens, octo tokenize {manifest['tokens']}")
+    return taken, manifest["tokens"]
 
 
 def rows(name: str, rounds: list[dict[str, Taken]], tokens: int) -> list[str]:
@@ -167,13 +176,13 @@ def main() -> None:
         folder = _tokenizer(options.tokenizer, Path(scratch) / "tokenizer")
         for text in options.texts:
             name, _, times = text.rpartition("x") if text not in _SETS else (text, "", "")
-            file, template = _SETS[name]
+            file, template, form = _SETS[name]
             path = options.data / file
             if times:
                 path = Path(scratch) / path.name
                 path.write_bytes((options.data / file).read_bytes() * int(times))
             taken = [
-                one_round(options.cores, path, template, folder, Path(scratch) / f"{text}-{number}")
+                one_round(options.cores, path, template, form, folder, Path(scratch) / f"{text}-{number}")
                 for number in range(options.rounds)
             ]
             print("\n".join(rows(text, [one for one, _ in taken], taken[0][1])), flush=True)

@@ -6,6 +6,7 @@ one serves some thousand workers; a worker that says nothing for `DEADLINE_SECON
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -121,6 +122,7 @@ def run_processes(
     """
     processes: list[BaseProcess] = []
     lines: list[Connection] = []
+    gc.freeze()  # collecting would write to, and so copy, every page that the workers share with this process
     try:
         for _ in range(workers):
             process, line = _fork(plan, job, folder, keep_rejects, lines)
@@ -140,6 +142,7 @@ def run_processes(
                         coordinator.lost(number, _ended(processes[number].exitcode or 0))
             coordinator.check_deadline(list(open_ends.values()))
     finally:
+        gc.unfreeze()
         for process, line in zip(processes, lines, strict=True):
             line.close()
             process.kill()

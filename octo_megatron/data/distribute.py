@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.data.coordinate import Coordinator, Totals, run_processes
 from octo_megatron.data.mpi import Ranks, under_mpi
 from octo_megatron.data.pieces import Piece, Plan
 from octo_megatron.data.work import Job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Run = Callable[[Plan, Job, Path, bool, dict[Piece, dict[str, Any]]], None]
 """Has the pieces that are not done made: (plan, job, folder, whether bad rows are kept, records that are there)."""
@@ -82,21 +83,13 @@ class Display:
     """A bar with documents, tokens a second and time left on a terminal; a line now and then elsewhere."""
 
     def __init__(self, plan: Plan, done: dict[Piece, dict[str, Any]], console: Console | None = None):
-        self._console = console or Console(file=sys.stderr)
+        """`console`: the terminal; None: stderr, where that is one."""
         self._before = sum(record["disk_bytes"] for record in done.values())
         self._total = max(1, plan.bytes)
         self._last = time.monotonic()
         self._bar: Progress | None = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f}%  {task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=self._console,
-                transient=True,
-            )
+        if console or sys.stderr.isatty():
+            self._bar = _progress(console)
             self._task = self._bar.add_task(
                 "", total=self._total, completed=min(self._before, self._total), figures=""
             )
@@ -122,11 +115,23 @@ class Display:
             self._last = time.monotonic()
             left = (self._total - completed) * seconds / max(1, totals.disk_bytes)
             until = f"about {_duration(left)} left" if totals.disk_bytes else "starting"
-            self._console.print(
-                f"{completed / self._total:4.0%}  {figures}  {until}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            print(f"{completed / self._total:4.0%}  {figures}  {until}", file=sys.stderr, flush=True)
+
+
+def _progress(console: Console | None) -> Progress:
+    # Here and not above: what no terminal shows is not loaded.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console or Console(file=sys.stderr),
+        transient=True,
+    )
 
 
 def _short(number: float) -> str:

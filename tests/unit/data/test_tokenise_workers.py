@@ -210,15 +210,15 @@ def test_silence_is_told_with_worker_and_file(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_documents_speed_and_time_left(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("octo_megatron.data.distribute._QUIET_SECONDS", -1.0)
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=150)
+    console = Console(file=out, force_terminal=True, width=150) if terminal else None
     totals = Totals(documents=1234, tokens=5_000_000, disk_bytes=1750, started=time.monotonic() - 10)
     with Display(_plan(1, 7), {Piece(0, 0): {"disk_bytes": 1750}}, console) as display:
         display.show(totals)
-    text = out.getvalue()
+    text = out.getvalue() if terminal else capsys.readouterr().err
     for words in ("50%", "1,234 documents", "5.00M tokens", "tokens/s", "left"):
         assert words in text
     assert ("about 0:00:20 left\n" in text) != terminal
