@@ -90,6 +90,7 @@ nodes:
     prompts_per_step: 4
     samples_per_prompt: 4
     max_response_tokens: 48
+    engine: {{placement: separate}}
   evaluate: {{kind: evaluate, of: [short, rl-short], problems: [same], max_response_tokens: 48, samples: 0}}
   export: {{kind: export, parent: long}}
 """
@@ -97,7 +98,7 @@ nodes:
 
 @pytest.fixture(scope="session")
 def lineage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base and stable on two nodes, two branches, RL, evaluation and export: all of tiny-quick's kinds, and smaller."""
+    """Base and stable on two nodes, two branches, RL (one rank trains, one samples), evaluation and export."""
     path = tmp_path_factory.mktemp("lineage") / "lineage.yaml"
     path.write_text(LINEAGE)
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cluster import REPOSITORY, Cluster, OnOneMachine, events, weights_of
 
+from octo_megatron.lineage.inprocess import host_names
 from octo_megatron.lineage.run_state import load_run
 from octo_megatron.lineage.status import is_over, status_of
 
@@ -67,6 +68,19 @@ def test_its_results_are_those_of_one_machine(submitted: Path, alone: OnOneMachi
     assert accuracies(submitted) == accuracies(alone.root)
     tensors = [root / "nodes/export/hf/model.safetensors" for root in (submitted, alone.root)]
     assert tensors[0].read_bytes() == tensors[1].read_bytes()
+
+
+def test_one_node_trains_and_another_samples(cluster: Cluster, submitted: Path) -> None:
+    [start, _] = events(submitted, "rl-short")
+    _, second = host_names(start["nodes"])
+    addresses = {
+        words[1]: words[0]
+        for line in (cluster.root / "etc/hosts").read_text().splitlines()
+        if "." in (words := line.split())[0] and ":" not in words[0]
+    }
+    log = Path(start["log"]).read_text()
+    assert f"rank 1 (samples): for training ranks 0 on {addresses[second]}:" in log
+    assert not list((submitted / "nodes/rl-short/samplers").glob("*.json"))
 
 
 def test_status_shows_the_graph_with_its_jobs(cluster: Cluster, submitted: Path) -> None:
