@@ -124,7 +124,7 @@ def check_world(plan: Plan, stage: str, launcher: Launcher) -> None:
     layout, ranks = plan.lineage.layout_of(stage), plan.lineage.ranks_of(stage)
     if ranks != launcher.world_size:
         sampling = ranks - layout.world_size
-        more = f" and nodes.{stage}.engine {sampling} that sample" if sampling else ""
+        more = f", and nodes.{stage}.engine {sampling} more to sample" if sampling else ""
         raise UserError(
             f"{launcher.name} started {launcher.world_size} ranks, but the layout of {stage} needs tensor "
             f"{layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x context "

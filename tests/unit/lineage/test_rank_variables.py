@@ -72,7 +72,9 @@ def test_ranks_that_sample_are_counted_too() -> None:
     separate = ["nodes.rl-long.parallel.data_parallel_size=4", "nodes.rl-long.engine.placement=separate"]
     check_world(make_plan(Path("tiny.yaml"), separate, None), "rl-long", Launcher("srun", _TORCHRUN))
     plan = make_plan(Path("tiny.yaml"), [*separate, "nodes.rl-long.engine.ranks=2"], None)
-    with pytest.raises(UserError, match=r"8 ranks, .* data 4 = 4 and .*engine 2 that sample; start 6 ranks"):
+    with pytest.raises(
+        UserError, match=r"8 ranks, .* data 4 = 4, and nodes.rl-long.engine 2 more to sample; start 6 ranks"
+    ):
         check_world(plan, "rl-long", Launcher("srun", _TORCHRUN))
 
 
