@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -104,33 +104,45 @@ class Journal:
         return [self.done(part) or {} for part in range(parts)]
 
 
-def do_parts(journal: Journal, parts: int, work: Callable[[int], dict[str, Any]], on_part: OnPart) -> None:
+def do_parts(
+    journal: Journal,
+    parts: int,
+    work: Callable[[int], dict[str, Any]],
+    on_part: OnPart,
+    lane: Callable[[int], Any] = lambda part: None,
+) -> None:
     """Do this rank's parts that are not done yet, on a few threads: what they do is reading, hashing and writing,
     which leaves the interpreter free.
 
     Args:
         work: does one part; returns its facts.
         on_part: called in this thread.
+        lane: of the parts in one lane only one is done at a time; None: in no lane.
 
     Raises:
         What the first part that fails raises; parts that were not begun are left.
     """
-    mine, done = journal.mine(parts), 0
-    cores = len(os.sched_getaffinity(0))
-    threads = max(1, min(_MOST_THREADS, cores // journal.share.size))
+    waiting = journal.mine(parts)
+    done, of, running = 0, len(waiting), dict[Future[None], Any]()
+    threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // journal.share.size))
 
     def one(part: int) -> None:
         journal.finish(part, work(part))
 
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for future in as_completed([pool.submit(one, part) for part in mine]):
+        while waiting or running:
+            while len(running) < threads:
+                taken = set(running.values()) - {None}
+                part = next((part for part in waiting if lane(part) not in taken), None)
+                if part is None:
+                    break
+                waiting.remove(part)
+                running[pool.submit(one, part)] = lane(part)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
                 future.result()
                 done += 1
-                on_part(done, len(mine))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+                on_part(done, of)
 
 
 def _write(path: Path, value: Any) -> None:

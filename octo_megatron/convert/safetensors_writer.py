@@ -58,6 +58,10 @@ class TensorWriter:
             with (self._folder / file).open("rb+") as stream:
                 stream.write(self._headers[file])
 
+    def file_of(self, name: str) -> str:
+        """The file that a tensor is in."""
+        return self._places[name].path.name
+
     def write_rows(self, name: str, start: int, tensor: Tensor) -> None:
         """Rows of a tensor, from row `start` on, cast to the writer's dtype. Raises OSError when the disk is full."""
         place = self._places[name]

@@ -1,7 +1,7 @@
 """The conversion itself: rows from files to files, a few at a time, whatever the model's size.
 
 A conversion is cut into parts of about PART_BYTES, which ranks share and which a restart does not repeat, and
-parts into pieces of at most PIECE_BYTES, which is what a thread holds.
+parts into pieces of a few megabytes, which is what a thread holds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.model.slots import RowRange, Slot, row_ranges, slots
 
 PIECE_BYTES = 32 << 20
+"""A chunk of a checkpoint that is written."""
+ROWS_BYTES = 4 << 20
+"""Rows on their way out of a checkpoint: what was read is still in the core's cache when it is written."""
 PART_BYTES = 256 << 20
 
 
@@ -116,15 +119,21 @@ def export_tensors(
                 checkpoint.read_rows(slot, r.start, out[at : at + r.count])
             writer.write_rows(name, first, out)
 
-    checks = [partial(manifest.verify_file, checkpoint.folder, name, files[name]) for name in sorted(files)]
-    tasks = _interleaved([partial(convert, part) for part in parts], checks)
+    # the kernel lets one thread at a time write to a file; others had better hash meanwhile
+    tasks = _interleaved(
+        [(partial(convert, part), writer.file_of(part[0][0])) for part in parts],
+        [
+            (partial(manifest.verify_file, checkpoint.folder, name, files[name]), None)
+            for name in sorted(files)
+        ],
+    )
     journal = Journal(folder, _export_key(checkpoint, files, writer), share, writer.prepare)
 
     def work(task: int) -> dict[str, Any]:
-        tasks[task]()
+        tasks[task][0]()
         return {}
 
-    do_parts(journal, len(tasks), work, on_part)
+    do_parts(journal, len(tasks), work, on_part, lambda task: tasks[task][1])
     if share.is_first:
         journal.wait(len(tasks))
         writer.finish()
@@ -149,7 +158,7 @@ def _hf_pieces(
         for index, (name, size) in enumerate(zip(slot.hf, slot.row.sizes, strict=True)):
             rows, *rest = shape.size(size)
             width = math.prod(rest) * dtype.itemsize
-            step = max(1, PIECE_BYTES // width)
+            step = max(1, ROWS_BYTES // width)
             for start in range(0, rows, step):
                 count = min(step, rows - start)
                 yield name, slot, list(_cut_by_hf(ranges, index, start, count)), count, width
@@ -184,7 +193,7 @@ class _Scratch(threading.local):
         """A tensor with a storage of its own size; it is overwritten by the next one."""
         count = math.prod(shape)
         if len(self._held) < count * dtype.itemsize:
-            self._held = bytearray(max(count * dtype.itemsize, PIECE_BYTES))
+            self._held = bytearray(count * dtype.itemsize)
         return torch.frombuffer(self._held, dtype=dtype, count=count).view(shape)
 
 

@@ -37,6 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows and many parts, as a large model has."""
     monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
     monkeypatch.setattr(stream, "PART_BYTES", 100_000)
 
 
@@ -103,7 +104,7 @@ def test_another_conversion_does_not_go_on_with_these_parts(source: Path, tmp_pa
 _HALF = """
 import os, sys
 from octo_megatron.convert import command, stream
-stream.PIECE_BYTES, stream.PART_BYTES = 20_000, 100_000
+stream.PIECE_BYTES, stream.ROWS_BYTES, stream.PART_BYTES = 20_000, 20_000, 100_000
 count = 0
 def slowly(original):
     def call(*args, **keywords):
@@ -182,6 +183,7 @@ def test_processes_share_the_work(source: Path, tmp_path: Path) -> None:
 def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three ranks one after the other, the first one last: it finds the others' parts done."""
     monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
     monkeypatch.setattr(stream, "PART_BYTES", 100_000)
     opened = HfFolder(source)
     aside = tmp_path / "aside"
@@ -196,6 +198,7 @@ def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path, monkeypatch
 
 def test_a_rank_that_fails_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
     monkeypatch.setattr(stream, "PART_BYTES", 100_000)
 
     def gone() -> None:
