@@ -4,12 +4,13 @@
 
 A Llama of random weights (FP32; 524 MB of embedding and head, 180 MB a layer) is imported, exported, copied file by
 file and taken through `from_pretrained` + `save_pretrained`, all on the same disk, each in a process of its own that is
-timed after its imports. Every way finds what it reads in the page cache, waits for no disk at its end (no fsync, but that
-of an import's small manifest), and gets memory for its pages that was in use a moment before: a virtual machine gives
-free memory back to its host, and taking it again costs more than copying it. GB/s = bytes of the weights / seconds. Every round does all of them; ratios are taken within a
-round, and the table gives the median over the rounds; CPU seconds, of all threads, hold on a busy machine too. The gate
-is not in these times. The peak is ru_maxrss of the
-process at its end minus before the conversion.
+timed after its imports. Every way finds what it reads in the page cache, waits for no disk (no fsync, but that of an
+import's small manifest), and its pages are memory that was in use a moment before: a virtual machine gives free memory
+back to its host, and to get it again costs more than to copy it.
+
+GB/s = bytes of the weights / seconds. Every round does all of them; ratios are taken within a round, and the table gives
+the median over the rounds; CPU seconds, of all threads, hold on a busy machine too. The gate is not in these times. The
+peak is ru_maxrss of the process at its end minus before the conversion.
 """
 
 from __future__ import annotations
@@ -99,9 +100,11 @@ def random_folder(folder: Path, layers: int) -> int:
     return writer.bytes
 
 
-def measure(way: str, a: Path, b: Path) -> dict[str, float]:
-    """Seconds, CPU seconds and peak bytes of one way from `a` to `b`; "by N" shares it among N processes."""
-    size = sum(file.stat().st_size for file in a.iterdir())
+def measure(way: str, a: Path, b: Path, memory: int = 0) -> dict[str, float]:
+    """Seconds, CPU seconds and peak bytes of one way from `a` to `b`; "by N" shares it among N processes.
+
+    `memory`: bytes that are used and freed right before.
+    """
     name, _, number = way.partition(" by ")
     ranks = int(number or 1)
     shutil.rmtree(b, ignore_errors=True)
@@ -114,7 +117,7 @@ def measure(way: str, a: Path, b: Path) -> dict[str, float]:
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     os.sync()  # nobody pays for what the one before has left to the kernel
-    _use_memory(b.with_name("throwaway"), 2 * size)
+    _use_memory(b.with_name("throwaway"), memory)
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
@@ -148,7 +151,7 @@ def main() -> None:
         measure("import", root / "hf", root / "checkpoint")
         places = {"export": root / "checkpoint", "export by 2": root / "checkpoint"}
         rounds = [
-            {way: measure(way, places.get(way, root / "hf"), root / "out") for way in ways}
+            {way: measure(way, places.get(way, root / "hf"), root / "out", 2 * size) for way in ways}
             for _ in range(chosen.rounds)
         ]
     print(f"{size / 1e9:.2f} GB of weights in FP32, {chosen.rounds} rounds, {os.cpu_count()} CPU cores\n")
