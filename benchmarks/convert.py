@@ -9,8 +9,8 @@ import's small manifest), and its pages are memory that was in use a moment befo
 back to its host, and to get it again costs more than to copy it.
 
 GB/s = bytes of the weights / seconds. Every round does all of them; ratios are taken within a round, and the table
-gives the median over the rounds; CPU seconds, of all threads, hold on a busy machine too. The gate is not in these times. The
-peak is ru_maxrss of the process at its end minus before the conversion.
+gives the median over the rounds; CPU seconds, of all threads, hold on a busy machine too. The gate is not in these
+times. The peak is ru_maxrss of the process at its end minus before the conversion.
 """
 
 from __future__ import annotations
