@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from octo_megatron.data.token_set import TokenisedSet
 
 _SAMPLES_OF_A_WINDOW = 128
 """About so many: enough that the window's last sample, which is rarely full, costs below half a per cent."""
+_COUNTED_DOCUMENTS = 1 << 19
+"""Whose bins are counted at a time: some 10 MB."""
 _CACHED_WINDOWS = 512
 """Two groups of an epoch's order: going through a group packs each of its windows once."""
 
@@ -68,6 +71,34 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return bins_of, bins
 
 
+def bin_counts(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """How many bins `best_fit` takes, for many lists of items at once: a twentieth of its time.
+
+    Args:
+        sizes: integers in [0, capacity], 0 where a list has no more items; [lists, items].
+
+    Returns:
+        int64 [lists].
+    """
+    kind, shift = (np.uint32, 16) if max(capacity, sizes.shape[1]) < 1 << 16 else (np.uint64, 32)
+    falling = np.ascontiguousarray(np.sort(sizes.astype(kind), axis=1)[:, ::-1].T) << kind(shift)
+    full, number = kind(capacity << shift), kind((1 << shift) - 1)
+    lists = np.arange(len(sizes))
+    # the room that a bin has left and its number, in one integer each: the least that is not negative is the best fit
+    rooms = np.repeat(np.arange(sizes.shape[1], dtype=kind)[:, None], len(sizes), axis=1)
+    bins: np.ndarray = np.zeros(len(sizes), kind)
+    width = 1  # bins in use in some list, and one that is empty
+    for size in falling:  # the longest item of each list, then the next
+        best = np.minimum.reduce(rooms[:width] - size, axis=0)  # below zero it wraps round to the largest
+        opens = best > (full | number) - size
+        if opens.any():
+            best = np.where(opens, (full - size) | bins, best)
+            bins += opens
+            width = min(sizes.shape[1], int(bins.max()) + 1)
+        rooms[best & number, lists] = best
+    return bins.astype(np.int64)
+
+
 class WholePacking:
     """Samples of a set in which documents are whole where they fit."""
 
@@ -78,7 +109,7 @@ class WholePacking:
         name: str,
         report: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """Opens the table next to the set, or makes it (about a microsecond a document).
+        """Opens the table next to the set, or makes it (some 40 ns of CPU a document, on up to 8 cores).
 
         Args:
             report: called with (windows packed, windows in all) while the table is made.
@@ -165,8 +196,8 @@ class WholePacking:
         """Pieces sample by sample, int32 [pieces, 3], and where each sample's begin."""
         first, end = self._bounds(window)
         lengths = self._set.lengths(first, end - first).astype(np.int64)
-        bins_of, bins, rests = self._bins(lengths)
-        full = lengths // self._seq
+        full, rests = lengths // self._seq, lengths % self._seq
+        bins_of, bins = best_fit(rests[rests > 0], self._seq)
         cut = np.repeat(np.arange(len(lengths)), full)
         pieces = [np.stack([cut, _ranges(full) * self._seq, np.full(len(cut), self._seq)], axis=1)]
         whole = np.flatnonzero(rests)
@@ -175,12 +206,6 @@ class WholePacking:
         order = np.argsort(owners, kind="stable")
         bounds = np.searchsorted(owners[order], np.arange(len(cut) + bins + 1))
         return np.concatenate(pieces)[order].astype(np.int32), bounds
-
-    def _bins(self, lengths: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-        """Bins of the documents' rests (those above 0), their number, and all rests."""
-        rests = lengths % self._seq
-        bins_of, bins = best_fit(rests[rests > 0], self._seq)
-        return bins_of, bins, rests
 
     def _table(self, report: Callable[[int, int], None]) -> np.ndarray:
         """Samples and tokens before each window, and in all. int64 [2, windows + 1]."""
@@ -193,16 +218,24 @@ class WholePacking:
             if found.shape == (2, windows + 1):
                 return found
         counts = np.zeros((2, windows + 1), np.int64)
-        for window in range(windows):
-            first, end = self._bounds(window)
-            lengths = self._set.lengths(first, end - first).astype(np.int64)
-            counts[0, window + 1] = self._bins(lengths)[1] + int((lengths // self._seq).sum())
-            counts[1, window + 1] = lengths.sum()
-            if window % 64 == 0:
-                report(window, windows)
+        step = min(4096, max(64, _COUNTED_DOCUMENTS // self._window))
+        firsts = range(0, windows, step)
+        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+            for first, made in zip(firsts, pool.map(partial(self._counts, step), firsts), strict=True):
+                counts[:, first + 1 : first + 1 + made.shape[1]] = made
+                report(first, windows)
         table = np.cumsum(counts, axis=1)
         _keep(path, table)
         return table
+
+    def _counts(self, windows: int, first: int) -> np.ndarray:
+        """Samples and tokens of each of so many windows from `first` on, as far as there are. int64 [2, windows]."""
+        begin = first * self._window
+        count = min(windows * self._window, self._set.documents - begin)
+        lengths = np.zeros((-(-count // self._window), self._window), np.int32)
+        lengths.reshape(-1)[:count] = self._set.lengths(begin, count)
+        bins = bin_counts(lengths % self._seq, self._seq)
+        return np.stack([bins + (lengths // self._seq).sum(axis=1), lengths.sum(axis=1, dtype=np.int64)])
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

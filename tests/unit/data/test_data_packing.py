@@ -16,7 +16,7 @@ from octo_megatron.data.concat import ConcatPacking
 from octo_megatron.data.sample import PADDING, Sample
 from octo_megatron.data.token_set import SetWriter, TokenisedSet
 from octo_megatron.data.tokenizer import TextTokenizer
-from octo_megatron.data.whole import WholePacking, best_fit
+from octo_megatron.data.whole import WholePacking, best_fit, bin_counts
 
 MakeSet = Callable[..., TokenisedSet]
 
@@ -119,6 +119,18 @@ def test_best_fit_takes_the_fullest_bin_that_has_room(lengths: list[int], capaci
             rooms.append(capacity)
         rooms[chosen] -= lengths[item]
     assert bins == len(rooms)
+
+
+@given(
+    lists=st.lists(st.lists(st.integers(1, 50), max_size=40), min_size=1, max_size=6),
+    capacity=st.sampled_from([50, 70, 65535, 65536]),
+)
+def test_the_bins_of_many_lists_are_counted_at_once(lists: list[list[int]], capacity: int) -> None:
+    sizes = np.zeros((len(lists), max(1, *map(len, lists), 1)), np.int32)
+    for row, items in zip(sizes, lists, strict=True):
+        row[: len(items)] = [item * capacity // 50 for item in items]
+    counts = bin_counts(sizes, capacity)
+    assert counts.tolist() == [best_fit(row[row > 0], capacity)[1] for row in sizes]
 
 
 def test_the_table_is_kept_beside_the_set_and_made_once(make_set: MakeSet) -> None:
