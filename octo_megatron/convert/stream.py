@@ -30,7 +30,7 @@ PIECE_BYTES = 32 << 20
 """A chunk of a checkpoint that is written."""
 ROWS_BYTES = 4 << 20
 """Rows on their way out of a checkpoint: what was read is still in the core's cache when it is written."""
-PART_BYTES = 256 << 20
+PART_BYTES = 128 << 20
 
 
 def check_checkpoint(checkpoint: DistCheckpoint, hf_config: dict[str, Any]) -> None:
