@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from octo_megatron.config.errors import WorkFailed
 from octo_megatron.engine import address
 from octo_megatron.engine.messages import Channel
 
 _ANSWER_SECONDS = 60.0
 """For a rank that samples to end an engine."""
 _RETRY_SECONDS = 0.2
-
-
-class SamplingRankGone(RuntimeError):
-    """The rank that samples does not answer: as with any rank that dies, the run cannot go on."""
 
 
 class Contact:
@@ -28,7 +25,7 @@ class Contact:
             sampling_rank, rank: the other's and our own number in the launch.
 
         Raises:
-            SamplingRankGone: it did not come within `seconds`.
+            WorkFailed: it did not come within `seconds`.
         """
         self._rank = rank
         deadline = time.monotonic() + seconds
@@ -39,7 +36,7 @@ class Contact:
                 break
             except (OSError, ValueError, TypeError) as error:  # not there yet, or an earlier start's
                 if time.monotonic() > deadline:
-                    raise SamplingRankGone(
+                    raise WorkFailed(
                         f"rank {sampling_rank}, which samples for rank {rank}, did not come within {seconds:.0f} s "
                         f"({error})"
                     ) from error
@@ -53,7 +50,7 @@ class Contact:
         """A connection to a process that waits for its engine's config; the one before is ended.
 
         Raises:
-            SamplingRankGone: the rank does not answer.
+            WorkFailed: the rank does not answer.
         """
         try:
             return address.connect(self._address, self._rank, address.ENGINE)
@@ -64,7 +61,7 @@ class Contact:
         """End our engine's process; its exit code if it ended by itself within `grace_seconds`, else None.
 
         Raises:
-            SamplingRankGone: the rank does not answer.
+            WorkFailed: the rank does not answer.
         """
         try:
             self._control.send({"end_within": grace_seconds})
@@ -77,8 +74,8 @@ class Contact:
         """We are done; our engine ends there."""
         self._control.close()
 
-    def _gone(self, error: Exception) -> SamplingRankGone:
-        return SamplingRankGone(
+    def _gone(self, error: Exception) -> WorkFailed:
+        return WorkFailed(
             f"{self._address} is gone ({error}); its last words are in the log; run again: it goes on from the newest "
             "checkpoint"
         )

@@ -129,7 +129,7 @@ class Sampler:
 
     def _surviving(self, work: Callable[[], Any]) -> Any:
         """`work`, again with a new engine where this one dies or is silent beyond the deadline."""
-        while True:
+        while not self._closed:
             try:
                 if self._channel is None:
                     self._start()
@@ -149,6 +149,7 @@ class Sampler:
                     raise EngineLost(
                         f"the engine of {self._contact} {state} and was restarted, {self.deaths} times in one step"
                     ) from error
+        raise ConnectionError("this sampler was closed")
 
     def _start(self) -> None:
         self._channel = self._contact.new_engine()

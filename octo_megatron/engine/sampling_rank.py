@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from octo_megatron.config.errors import WorkFailed
 from octo_megatron.config.run_folder import NodeContext
 from octo_megatron.engine.address import ATTEND, ENGINE, HELLO_SECONDS, greet, listen
 from octo_megatron.engine.messages import Channel
@@ -35,7 +36,7 @@ def run(ctx: NodeContext) -> None:
     """Serve this rank's share of the training ranks until they leave.
 
     Raises:
-        RuntimeError: none of them came in time.
+        WorkFailed: none of them came in time.
     """
     rank, training = int(os.environ["RANK"]), ctx.lineage.layout_of(ctx.name).world_size
     mine = range(rank - training, training, ctx.lineage.sampling_ranks_of(ctx.name))
@@ -44,6 +45,7 @@ def run(ctx: NodeContext) -> None:
     with contextlib.closing(beats), listener:
         serving = Serving(f"rank {rank} (samples)", frozenset(mine), address.token, engine_environment())
         address.publish(ctx.folder.samplers)
+        beats.enter("serve")
         serving.say(f"for training ranks {', '.join(map(str, mine))} on {address.address}:{address.port}")
         try:
             serving.until_they_leave(listener, max(600.0, ctx.lineage.deadline_seconds))
@@ -86,13 +88,13 @@ class Serving:
         """Accept connections until a training rank has come and none is there any more.
 
         Raises:
-            RuntimeError: none came within `patience_seconds`.
+            WorkFailed: none came within `patience_seconds`.
         """
         deadline = time.monotonic() + patience_seconds
         listener.settimeout(_LOOK_SECONDS)
         while not self._came or self._here:
             if not self._came and time.monotonic() > deadline:
-                raise RuntimeError(f"{self._title}: no training rank came within {patience_seconds:.0f} s")
+                raise WorkFailed(f"{self._title}: no training rank came within {patience_seconds:.0f} s")
             with contextlib.suppress(TimeoutError):
                 end, peer = listener.accept()
                 threading.Thread(target=self._receive, args=(end, str(peer[0])), daemon=True).start()

@@ -18,7 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, WorkFailed
 from octo_megatron.config.run_folder import NodeContext, report_error
 from octo_megatron.lineage.run_state import load_run
 from octo_megatron.parallel.stop import EXIT_CODE, STOP, Stopped
@@ -66,6 +66,10 @@ def run_stage(root: Path, name: str, purpose: str = "") -> int:
         print(f"octo: {stop}", file=sys.stderr, flush=True)
         report_error(error_file, rank, "stopped", str(stop))
         return EXIT_CODE
+    except WorkFailed as error:  # on another rank: nothing to trace here
+        print(f"octo: {error}", file=sys.stderr, flush=True)
+        report_error(error_file, rank, "crash", str(error))
+        return 1
     # Not only Exception: torch's CheckpointException derives from BaseException alone.
     except BaseException as error:
         traceback.print_exc()

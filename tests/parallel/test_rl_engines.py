@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from octo_megatron.lineage.display import Lines
 from octo_megatron.lineage.launch import ProcessGroup
 from octo_megatron.lineage.run_state import load_run
 from octo_megatron.lineage.runner import Runner, StageFailed
+from octo_megatron.lineage.stopping import Asked, Stopped
 
 pytest.importorskip("vllm", reason="needs vllm: `make env` installs it")
 pytestmark = pytest.mark.slow
@@ -106,49 +107,57 @@ def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path
     assert (root / "nodes/rl/done.json").exists()
 
 
-def run_node(root: Path) -> None:
-    """Node `rl` as `octo run` starts it: as many ranks as it needs, watched."""
+def run_node(root: Path, mark: str = "", disturb: Callable[[Asked], None] = lambda _: None) -> None:
+    """Node `rl` as `octo run` starts it: as many ranks as it needs, watched. `disturb` it when file `mark` is there."""
     (root / "nodes/base/done.json").write_text("{}")
-    run, lineage = load_run(root)
-    Runner(run, lineage, Lines(Console(quiet=True)), ()).run_nodes(["rl"])
+    (run, lineage), asked = load_run(root), Asked()
 
-
-def test_a_rank_that_samples_for_two_is_killed(made: Path, colocated: Path, tmp_path: Path) -> None:
-    """As with any rank the run ends, and goes on when it is started again, to the tokens of the colocated run."""
-    engine = {**SEPARATE, "ranks": 1}
-    root = copy(
-        made, tmp_path / "run", steps=2, evaluate=[], parallel={"data_parallel_size": 2}, engine=engine
-    )
-    address = root / "nodes/rl/samplers/00002.json"
-    address.parent.mkdir(parents=True)
-    address.write_text('{"rank": 2, "host": "gone", "address": "127.0.0.1", "port": 9, "token": "0"}')
-
-    def kill() -> None:
+    def beside() -> None:
         deadline = time.monotonic() + 120
-        while not (root / "nodes/rl/phases/step_00002/drawn_0.json").exists():
+        while not (root / "nodes/rl" / mark).exists():
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        beat = json.loads((root / "nodes/rl/heartbeat/00002.json").read_text())
-        assert beat["follows"]
-        os.kill(beat["pid"], signal.SIGKILL)
+        disturb(asked)
 
-    with ThreadPoolExecutor(1) as beside:
-        killed = beside.submit(kill)
-        with pytest.raises(
-            StageFailed,
-            match=r"node rl failed .*, rank (2 \(samples\) was killed by SIGKILL|[01]: .*rank 2 \(samples, on)",
-        ):
-            run_node(root)
-        killed.result()
+    with ThreadPoolExecutor(1) as thread:
+        disturbed = thread.submit(beside)
+        try:
+            Runner(run, lineage, Lines(Console(quiet=True)), (), asked).run_nodes(["rl"])
+        finally:
+            disturbed.result()
+
+
+def test_a_rank_that_samples_for_two_stops_with_them_and_may_die(
+    made: Path, colocated: Path, tmp_path: Path
+) -> None:
+    """Asked to stop, then the rank that samples killed, then to the end: the tokens of the colocated run."""
+    engine, layout = {**SEPARATE, "ranks": 1}, {"data_parallel_size": 2}
+    root = copy(made, tmp_path / "run", steps=2, evaluate=[], parallel=layout, engine=engine)
+    log, beat = root / "nodes/rl/log.txt", root / "nodes/rl/heartbeat/00002.json"
+
+    with pytest.raises(Stopped, match="node rl was asked to stop: saved after step 1 of 2"):
+        run_node(root, "phases/step_00001/drawn_0.json", lambda asked: asked._receive(signal.SIGTERM, None))
+    said = log.read_text()
+    assert said.count("the engine for rank 0 starts") == 1 and "died" not in said and not beat.exists()
+
+    with pytest.raises(
+        StageFailed,
+        match=r"node rl failed .*, rank (2 \(samples\) was killed by SIGKILL|[01]: .*rank 2 \(samples, on)",
+    ):
+        run_node(
+            root,
+            "phases/step_00002/drawn_0.json",
+            lambda _: os.kill(json.loads(beat.read_text())["pid"], signal.SIGKILL),
+        )
     assert not (root / "nodes/rl/done.json").exists()
+
     run_node(root)
     assert shown(root)[0] == shown(colocated)[0]
     found, one = rows(root), rows(colocated)
     assert [row["step"] for row in found] == [1, 2] and found[0]["reward"] == one[0]["reward"]
     assert found[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], abs=1e-5)
     assert not list((root / "nodes/rl/samplers").glob("*.json")), "withdrawn at the end"
-    log = (root / "nodes/rl/log.txt").read_text()
-    assert "rank 2 (samples): for training ranks 0, 1 on 127.0.0.1:" in log
+    assert "rank 2 (samples): for training ranks 0, 1 on 127.0.0.1:" in log.read_text()
 
 
 def test_too_few_processes_are_refused(made: Path, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from octo_megatron.config.errors import WorkFailed
 from octo_megatron.engine import address
-from octo_megatron.engine.contact import Contact, SamplingRankGone
+from octo_megatron.engine.contact import Contact
 from octo_megatron.engine.sampling_rank import Serving, engine_environment
 
 
@@ -35,7 +36,7 @@ class Rank:
     def _run(self, patience_seconds: float) -> None:
         try:
             self.serving.until_they_leave(self._listener, patience_seconds)
-        except RuntimeError as error:
+        except WorkFailed as error:
             self.error = error
         self._listener.close()
 
@@ -53,7 +54,7 @@ def test_it_ends_when_its_training_ranks_have_left(tmp_path: Path) -> None:
     assert contacts[1].end_engine(0.0) is None, "there is none yet"
     contacts[1].close()
     assert rank.ended() and rank.error is None
-    with pytest.raises(SamplingRankGone, match=r"rank 2 \(samples, on .*\) is gone"):
+    with pytest.raises(WorkFailed, match=r"rank 2 \(samples, on .*\) is gone"):
         contacts[1].new_engine()
 
 
@@ -94,9 +95,7 @@ def test_a_file_of_an_earlier_start_leads_nowhere(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address.Address(2, "here", "127.0.0.1", other.getsockname()[1], "00").publish(tmp_path)
         other.close()
-        with pytest.raises(
-            SamplingRankGone, match=r"rank 2, which samples for rank 0, did not come within 0 s"
-        ):
+        with pytest.raises(WorkFailed, match=r"rank 2, which samples for rank 0, did not come within 0 s"):
             Contact(tmp_path, 2, 0, 0.0)
     rank = Rank(tmp_path)
     replace(rank.address, token="00").publish(tmp_path)
@@ -128,6 +127,7 @@ def test_an_engine_sees_one_device_and_no_launcher() -> None:
 _PROCESS = """
 import json, os, sys, time
 from pathlib import Path
+from octo_megatron.config.errors import WorkFailed
 from octo_megatron.engine import address
 from octo_megatron.engine.sampling_rank import Serving
 listener, where = address.listen(1, "localhost", 1)
@@ -156,7 +156,7 @@ def test_its_engine_dies_with_it_however_it_dies(tmp_path: Path) -> None:
     while _alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(SamplingRankGone):
+    with pytest.raises(WorkFailed):
         contact.end_engine(0.0)
 
 
