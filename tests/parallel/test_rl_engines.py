@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,13 +111,12 @@ def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path
 def run_node(root: Path, mark: str = "", disturb: Callable[[Asked], None] = lambda _: None) -> None:
     """Node `rl` as `octo run` starts it: as many ranks as it needs, watched. `disturb` it when file `mark` is there."""
     (root / "nodes/base/done.json").write_text("{}")
-    (run, lineage), asked = load_run(root), Asked()
+    (run, lineage), asked, over = load_run(root), Asked(), threading.Event()
 
     def beside() -> None:
-        deadline = time.monotonic() + 120
         while not (root / "nodes/rl" / mark).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+            if over.wait(0.001):
+                return
         disturb(asked)
 
     with ThreadPoolExecutor(1) as thread:
@@ -124,6 +124,7 @@ def run_node(root: Path, mark: str = "", disturb: Callable[[Asked], None] = lamb
         try:
             Runner(run, lineage, Lines(Console(quiet=True)), (), asked).run_nodes(["rl"])
         finally:
+            over.set()
             disturbed.result()
 
 
