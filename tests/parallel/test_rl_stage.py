@@ -172,3 +172,46 @@ def test_an_error_of_the_reward_file_stops_the_run_and_names_the_answer(made, tm
     assert failure is not None and failure.returncode == 2
     [line] = [x for x in (root / "log.txt").read_text().splitlines() if x.startswith("octo: error:")]
     assert "step 1" in line and "KeyError: 'unit'" in line and "errors_are_zero=true" in line
+
+
+PPO = {
+    "steps": 2,
+    "evaluate": [],
+    "advantages": "ppo",
+    "critic": {"lr": 3e-3, "gae_lambda": 0.9},
+    "kl": {"coefficient": 0.5, "estimator": "k1", "place": "reward"},
+}
+
+
+@pytest.fixture(scope="module")
+def with_critic(made, tmp_path_factory) -> Path:
+    root = copy(made, tmp_path_factory.mktemp("ppo") / "run", **PPO)
+    wait(start(root), root)
+    return root
+
+
+def test_a_critic_learns_beside_the_policy(with_critic):
+    first, second = rows(with_critic)
+    assert first["value_mean"] == 0.0 and first["explained_variance"] == 0.0  # its head starts at zero
+    # from values of zero the rewards at the ends of answers of 13 tokens reach back with powers of lambda
+    assert first["return_mean"] == pytest.approx(first["reward"] * sum(0.9**n for n in range(13)) / 13)
+    assert second["value_mean"] > 0.01 and second["critic_grad_norm"] > 0
+    assert abs(first["reward_kl"]) < 1e-5 < abs(second["reward_kl"])
+    assert [row["weight_version"] for row in (first, second)] == [2, 4]
+    checkpoint = with_critic / "nodes/rl/checkpoints/step_00000002/octo_manifest.json"
+    assert json.loads(checkpoint.read_text())["extra"]["critic"]
+
+
+def test_a_critic_in_two_processes_does_the_same_step(made, with_critic, tmp_path):
+    root = copy(made, tmp_path / "run", **PPO, parallel={"data_parallel_size": 2})
+    wait(start(root, "rl", 2), root)
+    one, two = rows(with_critic)[0], rows(root)[0]
+    assert shown(root)[0] == shown(with_critic)[0]
+    for name in ("value_loss", "critic_grad_norm", "explained_variance", "return_mean", "grad_norm", "loss"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5), name
+
+
+def test_a_critic_beside_an_engine_on_a_rank_of_its_own(made, with_critic, tmp_path):
+    root = copy(made, tmp_path / "run", **PPO, engine={"placement": "separate"})
+    wait(start(root, "rl", 2), root)
+    assert rows(root) == rows(with_critic)
