@@ -21,7 +21,7 @@ from typing import Any
 
 from octo_megatron.config.errors import UserError, WorkFailed
 from octo_megatron.data.pieces import Piece, Plan, Queue
-from octo_megatron.data.work import Job, Stopped
+from octo_megatron.data.work import Job, Stopped, remove_parts
 from octo_megatron.data.worker import serve
 
 DEADLINE_SECONDS = 900.0
@@ -147,6 +147,7 @@ def run_processes(
             line.close()
             process.kill()
             process.join()
+        remove_parts(folder)
     if coordinator.failure is not None:
         raise coordinator.failure
 

@@ -13,7 +13,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.data.coordinate import Coordinator, Totals, run_processes
 from octo_megatron.data.mpi import Ranks, under_mpi
 from octo_megatron.data.pieces import Piece, Plan
-from octo_megatron.data.work import Job
+from octo_megatron.data.work import Job, remove_parts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,8 +73,7 @@ def prepare_folder(folder: Path) -> None:
     """Make an output folder with its work folder; remove what a killed worker was writing."""
     try:
         (folder / ".work").mkdir(parents=True, exist_ok=True)
-        for rest in (folder / ".work").glob("*.part*"):
-            rest.unlink(missing_ok=True)
+        remove_parts(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
 

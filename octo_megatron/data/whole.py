@@ -7,10 +7,11 @@ whenever one of its samples is asked for: nothing is kept for a sample.
 
 How many samples a window gives is known only by packing it. Position i needs the sum over all windows before, so these
 sums are worked out once for a set and a sequence length, many windows at a time (`bin_counts`), and lie in a small file
-next to it: 16 bytes for a window, which is about 128 samples. A count that follows from the window's tokens alone (tokens / seq_length, rounded up) would
-need no file, but no packing reaches it for every window: of documents of 0.6 samples it would cut half. Windows are
-taken in the order of the set, not of an epoch's permutation, so that the table is the same for every seed and epoch,
-and a window's lengths are one short read. The order of the samples is permuted (`epoch.py`).
+next to it: 16 bytes for a window, which is about 128 samples. A count that follows from the window's tokens alone
+(tokens / seq_length, rounded up) would need no file, but no packing reaches it for every window: of documents of 0.6
+samples it would cut half. Windows are taken in the order of the set, not of an epoch's permutation, so that the table
+is the same for every seed and epoch, and a window's lengths are one short read. The order of the samples is permuted
+(`epoch.py`).
 """
 
 from __future__ import annotations

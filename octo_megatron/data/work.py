@@ -57,6 +57,12 @@ class Stopped(Exception):
     """The coordinator has ended the work; whoever caused that has said why."""
 
 
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what a worker was writing for a piece (for all) when it ended."""
+    for rest in (folder / ".work").glob(f"{name}.part*"):
+        rest.unlink(missing_ok=True)
+
+
 class PieceRows:
     """The good rows of one piece, with their places; bad ones are stopped at or put aside here."""
 
@@ -207,8 +213,7 @@ class Worker:
         try:
             yield
         except BaseException as error:
-            for rest in (self.folder / ".work").glob(f"{piece.name}.part*"):
-                rest.unlink(missing_ok=True)
+            remove_parts(self.folder, piece.name)
             if isinstance(error, OSError):
                 raise UserError(
                     f"cannot write {self.folder}: {error.strerror or error}; free some space and give the same "
