@@ -49,7 +49,8 @@ def main(options: dict[str, Any]) -> None:
 
     layout = ParallelConfig(**options.get("layout", {}))
     world = worlds.start(layout, seed=3, timeout_seconds=120)
-    trainer = MegatronTrainer(HF_CONFIG, layout, "fp32", OptimizerConfig(clip_grad=0.0), world)
+    config = {**HF_CONFIG, "tie_word_embeddings": options.get("tied", True)}
+    trainer = MegatronTrainer(config, layout, "fp32", OptimizerConfig(clip_grad=0.0), world)
     folder = Path(options["folder"])
     if options.get("make"):
         # all layouts start from one checkpoint; the reference is another one

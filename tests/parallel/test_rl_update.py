@@ -56,3 +56,8 @@ def test_micro_batching_changes_nothing(one: tuple[Path, dict[str, list[float]]]
 def test_layouts_change_nothing(name: str, one: tuple[Path, dict[str, list[float]]]) -> None:
     folder, expected = one
     check(norms(folder, 2, layout=LAYOUTS[name], capacity=96), expected)
+
+
+def test_an_untied_model_gives_its_critic_all_but_the_head(tmp_path: Path) -> None:
+    """The script asserts that the critic's head is zero after its start, and that it learns."""
+    assert norms(tmp_path, capacity=4096, make=True, tied=False)["critic"][0] > 0
