@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from octo_megatron.checkpoint import optimizer_state
+from octo_megatron.checkpoint.fence import Fence
 from octo_megatron.checkpoint.manifest import finished, latest, read_extra, step_folder, verify
 from octo_megatron.checkpoint.pending import Pending, begin, cause, delete_buried, retire
 from octo_megatron.checkpoint.retention import Retention
@@ -58,7 +59,12 @@ class Trainable(Protocol):
 
 
 def save(
-    folder: Path, trainer: Trainable, extra: dict[str, Any], keep: int = 0, critic: Trainable | None = None
+    folder: Path,
+    trainer: Trainable,
+    extra: dict[str, Any],
+    keep: int = 0,
+    critic: Trainable | None = None,
+    fence: Fence | None = None,
 ) -> None:
     """Write weights and optimizer of every rank to `folder` and wait for it; collective.
 
@@ -66,19 +72,21 @@ def save(
         extra: plain facts for the manifest (step, consumed samples, learning rate, ...).
         keep: afterwards only this many newest checkpoints stay beside each other; 0 keeps all.
         critic: a second model with its optimizer that belongs to the same step.
+        fence: of rank 0, None elsewhere.
 
     Raises:
-        UserError: the disk is full or not writable; older checkpoints are untouched.
+        UserError: the disk is full or not writable, or another run has taken the node over; older checkpoints are
+            untouched.
     """
-    _write_now(
-        begin(
-            folder,
-            trainer.world,
-            lambda: training_state(trainer) | (training_state(critic, CRITIC) if critic else {}),
-            with_layout(extra, trainer),
-            rank_files(trainer),
-        )
+    pending = begin(
+        folder,
+        trainer.world,
+        lambda: training_state(trainer) | (training_state(critic, CRITIC) if critic else {}),
+        with_layout(extra, trainer),
+        rank_files(trainer),
+        tag=trainer.world.broadcast_object(f"-{fence.number}" if fence else ""),
     )
+    _write_now(pending, fence)
     if trainer.world.is_first:
         retire(folder.parent, Retention(last=keep))
         delete_buried(folder.parent)
@@ -91,11 +99,11 @@ def save_weights(
     _write_now(begin(folder, world, lambda: _model_state(models), extra))
 
 
-def _write_now(pending: Pending) -> None:
+def _write_now(pending: Pending, fence: Fence | None = None) -> None:
     name, items, job = pending.request.async_fn_args
     staged = pending.request.preload_fn() if pending.request.preload_fn else items
     pending.request.async_fn(name, staged, job)
-    pending.publish()
+    pending.publish(fence)
     pending.world.barrier()
 
 
@@ -140,7 +148,11 @@ def load(
 
 
 def load_newest(
-    checkpoints: Path, trainer: Trainable, say: Callable[[str], None], seed: int | None = None
+    checkpoints: Path,
+    trainer: Trainable,
+    say: Callable[[str], None],
+    seed: int | None = None,
+    critic: Trainable | None = None,
 ) -> dict[str, Any] | None:
     """`load` the newest checkpoint that is intact, None where there is none at all; collective.
 
@@ -154,7 +166,7 @@ def load_newest(
     for name in reversed(candidates):
         problem = problem_of(Path(name), trainer.world)
         if problem is None:
-            return load(Path(name), trainer, seed=seed)
+            return load(Path(name), trainer, seed=seed, critic=critic)
         problems.append(problem)
         say(f"{problem}; trying the one before it")
     if problems:

@@ -3,6 +3,7 @@ critic and the reference too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ from octo_megatron.train.megatron import MegatronTrainer
 
 
 def begin(
-    ctx: NodeContext, node: RLNode, trainer: MegatronTrainer, critic: Critic | None
+    ctx: NodeContext,
+    node: RLNode,
+    trainer: MegatronTrainer,
+    critic: Critic | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Any], Reference | None]:
-    """Load the node's own newest checkpoint, else the weights that it starts from under fresh optimizers.
+    """Load the node's own newest intact checkpoint, else the weights that it starts from under fresh optimizers.
 
-    Where the config measures a distance from those weights, they are read as well.
+    Where the config measures a distance from those weights, they are read as well. `say` gets a line for each
+    checkpoint that is passed over.
 
     Raises:
         UserError: a checkpoint is missing or damaged, or the node's own has no critic.
@@ -38,7 +44,8 @@ def begin(
                 f"node {ctx.name}: its checkpoint {own} was made without a critic; delete the node's folder to "
                 "train it anew with advantages: ppo"
             )
-        facts = store.load(own, trainer, critic=critic.trainer if critic else None)
+        critics_trainer = critic.trainer if critic else None
+        facts = store.load_newest(ctx.folder.checkpoints, trainer, say, critic=critics_trainer) or facts
     else:
         if checkpoint is not None:
             store.load(checkpoint, trainer, optimizer=False)

@@ -22,17 +22,16 @@ from octo_megatron.config.schema import RLNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.data.problems import Problem, load_problems
 from octo_megatron.data.tokenizer import TextTokenizer
-from octo_megatron.engine.contact import Contact
-from octo_megatron.engine.refit.pieces import EngineLayout
 from octo_megatron.engine.refit.refit import Refit
 from octo_megatron.engine.sampler import EngineLost, Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.evaluate.solve import longest_prompt
 from octo_megatron.parallel import world as worlds
-from octo_megatron.parallel.stop import STOP, Stopped
+from octo_megatron.parallel.stop import STOP
 from octo_megatron.parallel.world import World
 from octo_megatron.rl.begin import begin
 from octo_megatron.rl.critic import Critic
+from octo_megatron.rl.engines import engine_layout_of, engine_of
 from octo_megatron.rl.records import StepRecords
 from octo_megatron.rl.rewards import Rewarder
 from octo_megatron.rl.step import Learner, Position
@@ -40,9 +39,11 @@ from octo_megatron.rl.update import Updater
 from octo_megatron.rl.watch import Evaluation, Watch
 from octo_megatron.train.megatron import MegatronTrainer
 from octo_megatron.train.phases import Phases
+from octo_megatron.train.watch import Watch as Guard
+from octo_megatron.train.watch import watch
 
-_AT_ONCE = 128
-"""Answers that grow side by side in one engine, at most."""
+_BEHIND_SECONDS = 120
+"""Collectives give up so much later than the watch, which can say which rank is behind."""
 
 _PATIENCE_SECONDS = 60.0
 """A step may outlast what SLURM leaves between its signal and the end (120 s in our job files). So long after a signal
@@ -57,6 +58,7 @@ class _Node:
     config: RLNode
     hf_config: dict[str, Any]
     world: World
+    guard: Guard
     trainer: MegatronTrainer
     critic: Critic | None
     engine: Engine | Sampler
@@ -82,33 +84,38 @@ def run(ctx: NodeContext) -> None:
         Stopped: a signal asked for it; the weights after the last step are saved.
     """
     assert isinstance(ctx.node, RLNode)
-    node = _started(ctx, ctx.node)
-    before = node.watch.before()
-    node.phases.mark("evaluate")
-    stopped = node.watch.collapsed(node.step)
-    STOP.listen(_PATIENCE_SECONDS)
-    while node.step < node.config.steps and not stopped:
-        stopped = _one_step(node)
-    STOP.rest()
-    _finish(node, before, stopped)
+    phases, lineage = Phases(), ctx.lineage
+    timeout = max(600, lineage.deadline_seconds) + _BEHIND_SECONDS
+    world = worlds.start(lineage.layout_of(ctx.name), lineage.seed, timeout)
+    with watch(ctx, world) as guard:
+        node = _started(ctx, ctx.node, world, guard, phases)
+        guard.enter("validation")
+        before = node.watch.before()
+        node.phases.mark("evaluate")
+        stopped = node.watch.collapsed(node.step)
+        STOP.listen(_PATIENCE_SECONDS)
+        while node.step < node.config.steps and not stopped:
+            stopped = _one_step(node)
+        STOP.rest()
+        _finish(node, before, stopped)
+    world.stop()
 
 
-def _started(ctx: NodeContext, node: RLNode) -> _Node:
+def _started(ctx: NodeContext, node: RLNode, world: World, guard: Guard, phases: Phases) -> _Node:
     """Models, engine and files, as the newest checkpoint or the parent says."""
-    lineage, phases, layout = ctx.lineage, Phases(), ctx.lineage.layout_of(ctx.name)
+    lineage, layout = ctx.lineage, ctx.lineage.layout_of(ctx.name)
     tokenizer, problems = TextTokenizer(ctx.run.tokenizer), load_problems(ctx.run.problems(node.problems))
     tests = {name: load_problems(ctx.run.problems(name)) for name in node.evaluate}
     prompt_tokens = _prompt_tokens(ctx.name, node, problems, tests, tokenizer)
-    world = worlds.start(layout, lineage.seed, max(600, lineage.deadline_seconds))
     progress = Progress(ctx.folder.progress, world.is_first)
     progress.update("start", 0, node.steps)
     hf_config = read_json(ctx.run.hf_config)
     precision, compute = lineage.precision_of(ctx.name), lineage.compute_of(ctx.name)
     trainer = MegatronTrainer(hf_config, layout, precision, node.optimizer, world, compute=compute)
     critic = Critic(node, trainer) if node.has_critic else None
-    facts, reference = begin(ctx, node, trainer, critic)
-    engine_layout = _engine_layout(ctx.name, node, world)
-    engine = _engine(ctx, node, engine_layout, hf_config, prompt_tokens + node.max_response_tokens, world)
+    facts, reference = begin(ctx, node, trainer, critic, guard.say)
+    engine_layout = engine_layout_of(ctx.name, node, world)
+    engine = engine_of(ctx, node, engine_layout, hf_config, prompt_tokens + node.max_response_tokens, world)
     separate, proof = node.engine.placement == "separate", node.engine.proof_interval
     dtype = trainer.config.params_dtype
     refit = Refit(hf_config, layout, engine_layout, dtype, proof, separate=separate)
@@ -125,7 +132,7 @@ def _started(ctx: NodeContext, node: RLNode) -> _Node:
     watch = Watch(ctx, node, engine, tokenizer, tests, world, progress)
     phases.mark("start")
     return _Node(
-        ctx, node, hf_config, world, trainer, critic, engine, rewarder, records, learner, watch, metrics,
+        ctx, node, hf_config, world, guard, trainer, critic, engine, rewarder, records, learner, watch, metrics,
         progress, phases, origin, elsewhere, step,
     )  # fmt: skip
 
@@ -139,7 +146,7 @@ def _one_step(node: _Node) -> str:
     config, watch, lost = node.config, node.watch, ""
     row: dict[str, Any] = {}
     try:
-        row = node.learner.step(node.step + 1)
+        row = node.learner.step(node.step + 1, node.guard.enter)
     except EngineLost as error:
         # nothing was trained yet in this step: the weights are those after the last one
         lost = str(error)
@@ -149,6 +156,7 @@ def _one_step(node: _Node) -> str:
     step, stopped = node.step, ""
     validate = not lost and config.validation_interval and step % config.validation_interval == 0
     if validate:
+        node.guard.enter("validation")
         row |= watch.validate(step)
         node.phases.mark("evaluate")
     if not lost:
@@ -170,9 +178,7 @@ def _one_step(node: _Node) -> str:
         )
     if stopping and step < config.steps and not stopped:
         node.metrics.close()
-        raise Stopped(
-            f"node {node.ctx.name} was asked to stop: saved after step {step} of {config.steps}; run again to go on"
-        )
+        raise node.guard.stopped(step, config.steps)
     return stopped
 
 
@@ -182,7 +188,8 @@ def _save(node: _Node, lost: str) -> None:
     if step and not (lost and folder.is_dir()):
         facts = _facts(node, _added(node.elsewhere, node.phases))
         critic = node.critic.trainer if node.critic else None
-        store.save(folder, node.trainer, facts, node.config.keep_checkpoints, critic)
+        node.guard.enter("checkpoint")
+        store.save(folder, node.trainer, facts, node.config.keep_checkpoints, critic, node.guard.fence)
         node.watch.saved(step, folder)
         node.records.covered(step)
     node.phases.mark("checkpoint")
@@ -190,6 +197,7 @@ def _save(node: _Node, lost: str) -> None:
 
 def _finish(node: _Node, before: Evaluation, stopped: str) -> None:
     """The last evaluation and done.json."""
+    node.guard.enter("validation")
     after = node.watch.evaluate("after")
     node.phases.mark("evaluate")
     sha256 = weights_sha256(node.trainer.chunks, node.hf_config)
@@ -203,7 +211,6 @@ def _finish(node: _Node, before: Evaluation, stopped: str) -> None:
     node.rewarder.close()
     node.engine.close()
     node.world.barrier()
-    node.world.stop()
 
 
 def _facts(node: _Node, seconds: dict[str, float]) -> dict[str, Any]:
@@ -220,62 +227,6 @@ def _facts(node: _Node, seconds: dict[str, float]) -> dict[str, Any]:
         "config_digest": digest(to_plain(node.config)),
         **node.origin,
     }
-
-
-def _engine(
-    ctx: NodeContext,
-    node: RLNode,
-    layout: EngineLayout,
-    hf_config: dict[str, Any],
-    max_model_len: int,
-    world: World,
-) -> Engine | Sampler:
-    """The engine of this rank: in this process, or on a rank that samples."""
-    answers = -(-node.prompts_per_step // layout.data_parallel_size) * node.samples_per_prompt
-    dtype, at_once = ctx.lineage.dtype_of(ctx.name), min(answers, _AT_ONCE)
-    if node.engine.placement == "separate":
-        return _sampler(ctx, node, hf_config, dtype, max_model_len, at_once, world)
-    return Engine.of(hf_config, dtype, max_model_len, at_once, layout.tensor_parallel_size)
-
-
-def _sampler(
-    ctx: NodeContext,
-    node: RLNode,
-    hf_config: dict[str, Any],
-    dtype: str,
-    max_model_len: int,
-    at_once: int,
-    world: World,
-) -> Sampler:
-    """An engine on the rank that samples for this one; training ranks share those that sample in turn.
-
-    Raises:
-        UserError: it died three times while it started.
-    """
-    sampling_rank = world.world_size + world.rank % ctx.lineage.sampling_ranks_of(ctx.name)
-    patience = max(600.0, ctx.lineage.deadline_seconds)
-    contact = Contact(ctx.folder.samplers, sampling_rank, world.rank, patience)
-    deadline = node.engine.deadline_seconds
-    try:
-        return Sampler(
-            contact, hf_config, dtype, max_model_len, at_once, world.rank, world.world_size, deadline
-        )
-    except EngineLost as error:
-        raise UserError(f"node {ctx.name}: {error}, while it started; look at {ctx.folder.log}") from error
-
-
-def _engine_layout(name: str, node: RLNode, world: World) -> EngineLayout:
-    """Copies of the engine over all ranks.
-
-    Raises:
-        UserError: the engine's tensor-parallel size does not divide the ranks.
-    """
-    size = node.engine.tensor_parallel_size
-    if world.world_size % size:
-        raise UserError(
-            f"nodes.{name}.engine.tensor_parallel_size {size} does not divide the node's {world.world_size} processes"
-        )
-    return EngineLayout(size, world.world_size // size)
 
 
 def _prompt_tokens(

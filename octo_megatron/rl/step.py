@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,24 +70,29 @@ class Learner:
                 "checkpoint"
             ) from error
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, step: int, enter: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
         """One step (counted from 1). Returns the row for metrics.jsonl. Collective.
+
+        `enter` is told of each phase as it begins.
 
         Raises:
             UserError: engine and trainer disagree by more than the node's limits.
         """
         began, node = time.perf_counter(), self.node
+        enter("rollout")
         if isinstance(self.engine, Sampler):
             self.engine.new_step()
         collected = self.collector.collect(step, self.position.prompts)
         self.collector.ask_ahead(step, self.position.prompts)
         self.engine.sleep()
         sampled, version = time.perf_counter(), self.position.updates
+        enter("train")
         update = self.updater.run(step, collected.samples, version)
         self.position = Position(
             self.position.updates + update.updates, self.position.prompts + collected.prompts
         )
         learned = time.perf_counter()
+        enter("refit")
         self.engine.wake()
         # on GPU a sleeping engine has lost its weights, also where nothing was learned
         report = self.refit() if update.updates or ON_CUDA else Report()

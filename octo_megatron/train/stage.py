@@ -47,6 +47,7 @@ def run(ctx: NodeContext) -> None:
         lineage.layout_of(ctx.name), lineage.seed, lineage.deadline_seconds + _PATIENCE_SECONDS
     )
     with watch(ctx, world) as watching:
+        STOP.listen()
         train(ctx, world, watching, phases)
     world.barrier()
     world.stop()
@@ -67,7 +68,7 @@ def train(ctx: NodeContext, world: worlds.World, watching: Watch, phases: Phases
     facts = begin(ctx, node, trainer)
     step, loss, guard = int(facts["step"]), SourceLoss(tuple(node.mixture)), _guard(node, facts)
     metrics = Metrics(ctx, step or -1, world.is_first)  # anew from step 0: its row too
-    saver = Saver(ctx.folder.checkpoints, trainer, _retention(node, pinned), watching.fence, _speaker(world))
+    saver = Saver(ctx.folder.checkpoints, trainer, _retention(node, pinned), watching.fence, watching.say)
     stream = batch_stream(
         node, mixture.sample, range(step, steps), world, layout, lineage.deadline_seconds / 2
     )
@@ -176,10 +177,6 @@ def _judge(watching: Watch, guard: Guard, loss: float, grad_norm: float) -> str 
 
 def _retention(node: TrainNode, pinned: set[int]) -> Retention:
     return Retention(node.keep_checkpoints, node.keep_every, node.keep_best, frozenset(pinned))
-
-
-def _speaker(world: worlds.World) -> Any:
-    return (lambda line: print(f"octo: {line}", flush=True)) if world.is_first else (lambda line: None)
 
 
 def _local(trainer: MegatronTrainer, batches: list[PackedBatch]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from octo_megatron.checkpoint.fence import Fence
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import NodeContext, report_error
 from octo_megatron.parallel import heartbeat
-from octo_megatron.parallel.stop import STOP, Stopped
+from octo_megatron.parallel.stop import Stopped
 from octo_megatron.parallel.world import World
 
 
@@ -19,6 +19,7 @@ class Watch:
     """One rank's."""
 
     name: str
+    is_first: bool
     heartbeat: heartbeat.Heartbeat
     fence: Fence | None
     """Of rank 0, which writes what others see."""
@@ -26,6 +27,11 @@ class Watch:
     def enter(self, phase: str) -> None:
         """This rank begins a phase."""
         self.heartbeat.enter(phase)
+
+    def say(self, line: str) -> None:
+        """Into the node's log, once."""
+        if self.is_first:
+            print(f"octo: {line}", flush=True)
 
     def stopped(self, step: int, steps: int) -> Stopped:
         """What to raise when a signal asked for it and the checkpoint of `step` is there."""
@@ -57,8 +63,7 @@ def watch(ctx: NodeContext, world: World) -> Iterator[Watch]:
         ctx.lineage.deadline_seconds,
         heartbeat.end_process(lambda message: report_error(folder.error, world.rank, "hang", message)),
     )
-    STOP.listen()
     try:
-        yield Watch(ctx.name, beats, fence)
+        yield Watch(ctx.name, world.is_first, beats, fence)
     finally:
         beats.close()

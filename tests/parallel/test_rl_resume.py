@@ -110,6 +110,34 @@ def test_a_signal_ends_it_after_the_step_with_its_weights_saved(made: Path, tmp_
     assert a["weights_sha256"] == b["weights_sha256"]
 
 
+def test_taken_over_and_a_damaged_checkpoint(made: Path, tmp_path: Path) -> None:
+    """A second start of the node ends the first; it passes over a checkpoint that is not as it was written."""
+    changes = {"steps": 4, "evaluate": [], "checkpoint_interval": 1}
+    undisturbed = copy(made, tmp_path / "undisturbed", **changes)
+    wait(start(undisturbed), undisturbed)
+
+    root = copy(made, tmp_path / "twice", **changes)
+    node, first = root / "nodes/rl", start(root)
+    wait_for(node / "checkpoints/step_00000002", first, root)
+    first._processes[0].send_signal(signal.SIGSTOP)
+    shutil.rmtree(node / "checkpoints/step_00000003", ignore_errors=True)
+    damaged = next((node / "checkpoints/step_00000002").glob("*.distcp"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    second = start(root)
+    wait_for(node / "fence/00000002", second, root)
+    first._processes[0].send_signal(signal.SIGCONT)
+    ended = first._processes[0].wait(300)
+    first.end()
+    log = (root / "log.txt").read_text()
+    assert ended == 2 and "was taken over by another run" in log, log[-3000:]
+    wait(second, root)
+    log = (root / "log.txt").read_text()
+    assert "step_00000002" in log and "trying the one before it" in log
+    assert rows(root) == rows(undisturbed)
+    a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
+    assert a["weights_sha256"] == b["weights_sha256"]
+
+
 def test_a_step_that_is_too_long_is_left_where_it_is() -> None:
     """The same request as in a stage, whose step does not end; only time decides."""
     script = """
