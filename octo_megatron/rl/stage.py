@@ -143,7 +143,7 @@ def _one_step(node: _Node) -> str:
     Raises:
         UserError: the engine was lost for good; the weights are saved.
     """
-    config, watch, lost = node.config, node.watch, ""
+    config, watch = node.config, node.watch
     row: dict[str, Any] = {}
     try:
         row = node.learner.step(node.step + 1, node.guard.enter)
@@ -152,6 +152,7 @@ def _one_step(node: _Node) -> str:
         lost = str(error)
     else:
         node.step += 1
+        lost = node.learner.lost
     node.phases.mark("steps")
     step, stopped = node.step, ""
     validate = not lost and config.validation_interval and step % config.validation_interval == 0
@@ -159,7 +160,7 @@ def _one_step(node: _Node) -> str:
         node.guard.enter("validation")
         row |= watch.validate(step)
         node.phases.mark("evaluate")
-    if not lost:
+    if row:
         node.metrics.write(row)
         node.progress.update(
             "rl", step, config.steps, **{name: row[name] for name in ("reward", "response_length")}
@@ -172,8 +173,9 @@ def _one_step(node: _Node) -> str:
     if due or step == config.steps or stopped or lost or stopping or (validate and watch.is_best(step)):
         _save(node, lost)
     if lost:
+        when = f"after step {step}" if row else f"in step {step + 1}"
         raise UserError(
-            f"node {node.ctx.name}, step {step + 1}: {lost}; the weights after step {step} are saved; look at "
+            f"node {node.ctx.name}, {when}: {lost}; the weights after step {step} are saved; look at "
             f"{node.ctx.folder.log}, then run again"
         )
     if stopping and step < config.steps and not stopped:

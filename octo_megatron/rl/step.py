@@ -13,7 +13,7 @@ from octo_megatron.data.problems import Problem
 from octo_megatron.data.tokenizer import TextTokenizer
 from octo_megatron.engine.refit.refit import Refit
 from octo_megatron.engine.refit.transfer import Report
-from octo_megatron.engine.sampler import EngineLost, Sampler
+from octo_megatron.engine.sampler import Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.parallel.device import ON_CUDA
 from octo_megatron.rl.collect import Collected, Collector
@@ -54,21 +54,21 @@ class Learner:
         self.node, self.position, self.problems = node, position, problems
         self.trainer, self.engine, self.updater, self.records = trainer, engine, updater, records
         self._refit = refit
+        self.lost = ""
+        """Why an engine, on any rank, did not take the weights of the last step."""
         self.collector = Collector(
             node, seed, engine, tokenizer, problems, rewarder, records, trainer.world, position.updates
         )
         self.refit()
+        if self.lost:
+            raise UserError(f"{self.lost}, while it took the first weights; look at the log, then run again")
 
     def refit(self) -> Report:
-        """The trainer's weights into every rank's engine, under their version. Collective."""
-        try:
-            return self._refit.run(self.trainer.chunks, self.engine, self.position.updates)
-        except EngineLost as error:
-            # the trainer is ahead of every record of this step: only the newest checkpoint is a place to go on from
-            raise UserError(
-                f"{error}, while it took weight version {self.position.updates}; run again: it goes on from the newest "
-                "checkpoint"
-            ) from error
+        """The trainer's weights into every rank's engine, under their version; sets `lost`. Collective."""
+        report = self._refit.run(self.trainer.chunks, self.engine, self.position.updates)
+        if isinstance(self.engine, Sampler):
+            self.lost = next(filter(None, self.trainer.world.all_gather_object(report.lost)), "")
+        return report
 
     def step(self, step: int, enter: Callable[[str], None] = lambda phase: None) -> dict[str, Any]:
         """One step (counted from 1). Returns the row for metrics.jsonl. Collective.
@@ -77,6 +77,7 @@ class Learner:
 
         Raises:
             UserError: engine and trainer disagree by more than the node's limits.
+            EngineLost: before anything was trained; where it was after, `lost` says so.
         """
         began, node = time.perf_counter(), self.node
         enter("rollout")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -102,8 +103,10 @@ def test_an_engine_that_never_lives_saves_and_says_so(made: Path, tmp_path: Path
     group.end()
     assert failure is not None and failure.returncode == 2, (root / "log.txt").read_text()[-3000:]
     log = (root / "log.txt").read_text()
-    assert "3 times in one step" in log and "the weights after step 1 are saved" in log
-    assert (root / "nodes/rl/checkpoints/step_00000001").is_dir()
+    # killed while it sampled for step 2, or on a loaded machine while it took that step's weights
+    saved = re.search(r"3 times in one step; the weights after step ([12]) are saved", log)
+    assert saved, log[-3000:]
+    assert (root / f"nodes/rl/checkpoints/step_0000000{saved[1]}").is_dir()
     wait(start(root, processes=2), root)
     assert (root / "nodes/rl/done.json").exists()
 

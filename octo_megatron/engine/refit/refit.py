@@ -11,7 +11,7 @@ from octo_megatron.config.schema import ParallelConfig
 from octo_megatron.engine.refit.pieces import EngineLayout, hf_pieces, live_pieces, trainer_pieces
 from octo_megatron.engine.refit.planner import plan
 from octo_megatron.engine.refit.transfer import BUCKET_BYTES, Report, Setting, Transfer
-from octo_megatron.engine.sampler import Sampler
+from octo_megatron.engine.sampler import EngineLost, Sampler
 from octo_megatron.engine.vllm_engine import Engine
 from octo_megatron.model.hf_weights import table_parameters, tensor_shapes
 from octo_megatron.parallel.device import DEVICE, ON_CUDA
@@ -52,7 +52,8 @@ class Refit:
 
         Args:
             models: this rank's model chunks; empty on ranks that only sample.
-            engine: this rank's engine; None on ranks that only train.
+            engine: this rank's engine; None on ranks that only train. One that dies again and again is said in the
+                report.
 
         Raises:
             RefitMismatch: the proof failed; names tensor, rank and both layouts.
@@ -68,8 +69,11 @@ class Refit:
         report = Report()
         tensors = self._transfer.stream(sources, report, prove)
         if engine:
-            # a sampler says what reached its process
-            report.digests |= engine.load_weights(tensors, version) or {}
+            try:
+                # a sampler says what reached its process
+                report.digests |= engine.load_weights(tensors, version) or {}
+            except EngineLost as error:  # the other ranks still wait for this one
+                report.lost = str(error)
         else:
             for _ in tensors:
                 raise AssertionError("a rank without an engine received a tensor")

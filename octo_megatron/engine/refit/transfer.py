@@ -40,6 +40,8 @@ class Report:
     seconds_proof: float = 0.0
     digests: dict[str, int] = field(default_factory=dict)
     """Tensor -> digest of what this rank received; empty without proof."""
+    lost: str = ""
+    """Why this rank's engine did not take the weights."""
 
 
 @dataclass(frozen=True)
