@@ -39,6 +39,9 @@ def test_no_engine_is_imported(arguments: list[str], run: Path) -> None:
     assert "typer" in modules
     assert not modules.intersection(_HEAVY)
     assert arguments[0] == "report" or "matplotlib" not in modules
+    assert ("octo_megatron.cluster.doctor" in modules) == (
+        arguments[0] == "--help"
+    )  # a verb loads itself alone
 
 
 def test_status_lists_every_node(run: Path) -> None:
