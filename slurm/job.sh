@@ -1,6 +1,6 @@
 # Sourced by the job files; runs inside a job. `octo_job KIND NODE "$@"` does, in this order:
 #   1. reads site.env and the arguments: key=value of the config, and lineage= out= node= launcher= preflight=
-#   2. counts the starts of this job; three in a row without a new checkpoint end it (code 3)
+#   2. counts the starts of this job; three in a row without a new checkpoint or record end it (code 3)
 #   3. octo preflight: a bad node ends the job (code 4), or is excluded and the job is queued again
 #   4. one srun, a rank per task; USR1 (time limit near) and TERM (preemption) go on to the ranks, which finish their
 #      step, save and end with code 75; then the job queues itself again under the same id, with an appended log
@@ -72,16 +72,22 @@ octo_newest_step() { # step of the newest finished checkpoint, 0 without one
   echo $((10#${newest:-0}))
 }
 
-octo_record() { # event [more JSON]: one line for `octo status`
-  printf '{"event": "%s", "job": "%s", "start": %d, "time": %s, "step": %d%s}\n' \
-    "$1" "$SLURM_JOB_ID" "$((${SLURM_RESTART_COUNT:-0} + 1))" "$(date +%s)" "$(octo_newest_step)" "${2:+, $2}" >>"$folder/jobs.jsonl"
+octo_progress() { # newest checkpoint, and the newest RL step with the records of its phases
+  local phases
+  phases=$(compgen -G "$folder/phases/step_*" | sort | tail -n 1)
+  echo "$(octo_newest_step)${phases:+ ${phases##*/} $(find "$phases" -type f -not -name '.*' | wc -l)}"
 }
 
-octo_idle_starts() { # starts of this job, the latest first, that began at the step where we are now
+octo_record() { # event [more JSON]: one line for `octo status`
+  printf '{"event": "%s", "job": "%s", "start": %d, "time": %s, "step": %d, "progress": "%s"%s}\n' \
+    "$1" "$SLURM_JOB_ID" "$((${SLURM_RESTART_COUNT:-0} + 1))" "$(date +%s)" "$(octo_newest_step)" "$(octo_progress)" "${2:+, $2}" >>"$folder/jobs.jsonl"
+}
+
+octo_idle_starts() { # starts of this job, the latest first, that began where we are now
   local now count=0 line
-  now=$(octo_newest_step)
+  now=$(octo_progress)
   while read -r line; do
-    [[ $line == *"\"step\": $now,"* || $line == *"\"step\": $now}"* ]] || break
+    [[ $line == *"\"progress\": \"$now\""* ]] || break
     count=$((count + 1))
   done < <(grep '"event": "start"' "$folder/jobs.jsonl" 2>/dev/null | grep "\"job\": \"$SLURM_JOB_ID\"" | tac)
   echo "$count"
