@@ -26,7 +26,7 @@ OnPart = Callable[[int, int], None]
 """Called with (parts done by this rank, parts of this rank)."""
 _MOST_THREADS = 8
 """Of a process: more wait for the memory's bandwidth, and each holds a piece."""
-_SILENCE_SECONDS = 600.0
+_SILENCE_SECONDS = 1800.0
 """Without a new part for so long, the ranks that it waits for are taken to be gone."""
 
 
@@ -92,7 +92,7 @@ class Journal:
         """Until every part is done; returns their facts.
 
         Raises:
-            UserError: no part came for ten minutes; the rank that owes one is named.
+            UserError: no part came for half an hour (one may be a large file on a slow disk); the rank that owes it is named.
         """
         for part in range(parts):
             owner = part % self.share.size
