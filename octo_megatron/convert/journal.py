@@ -92,7 +92,7 @@ class Journal:
         """Until every part is done; returns their facts.
 
         Raises:
-            UserError: no part came for half an hour (one may be a large file on a slow disk); the rank that owes it is named.
+            UserError: no part came for half an hour (one may be a large file on a slow disk); the rank is named.
         """
         for part in range(parts):
             owner = part % self.share.size
