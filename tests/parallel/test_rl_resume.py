@@ -45,8 +45,9 @@ def wait_for(path: Path, group: ProcessGroup, root: Path) -> None:
         time.sleep(0.01)
 
 
-# rounds and carried answers: where in the stream of prompts a run is must survive too
-MODES = {1: {"dynamic_sampling_rounds": 1}, 2: {"partial_tokens": 7}}
+# rounds and carried answers: where in the stream of prompts a run is must survive too; and a critic
+PPO = {"advantages": "ppo", "critic": {"lr": 3e-3, "warmup_steps": 1}}
+MODES = {1: {"dynamic_sampling_rounds": 1}, 2: {"partial_tokens": 7, **PPO}}
 
 
 @pytest.mark.parametrize("processes", MODES)

@@ -117,3 +117,9 @@ def test_mpi_is_used_only_where_it_started_us(name: str) -> None:
     assert not mpi_started_us({"SLURM_PROCID": "0"})
     pytest.importorskip("mpi4py", reason="pip install --no-deps mpi4py")
     assert mpi_started_us({name: "1"})
+
+
+def test_a_critic_doubles_a_checkpoint() -> None:
+    plan = make_plan(Path("tiny-ppo.yaml"), [], None)
+    with_critic, without = (needs_of(plan.lineage, name, plan.hf_config) for name in ("ppo-long", "rl-long"))
+    assert with_critic.checkpoint_bytes == 2 * without.checkpoint_bytes
