@@ -51,6 +51,10 @@ _BLOCK = 32
 _KV_LIMIT = 2 << 30
 """Bytes of KV cache at most. A constant, so that what runs side by side does not depend on the machine."""
 
+_GPU_SHARE = 0.05
+"""Of the device that must be free when an engine starts. The KV cache has its size from `_KV_LIMIT`, so vLLM reads this
+in that one check, and its own 0.9 would refuse a device that holds the trainer or other engines as well."""
+
 
 class _Groups:
     """vLLM's process groups, which all engines of this process share."""
@@ -179,6 +183,7 @@ class Engine:
                 block_size=_BLOCK,
                 kv_cache_memory_bytes=_kv_bytes(shape, precision, max_model_len, max_num_seqs),
                 distributed_executor_backend="external_launcher" if distributed else None,
+                **({"gpu_memory_utilization": _GPU_SHARE} if ON_CUDA else {}),
             )
 
         # vLLM's own shutdown, which would run when this object is collected, destroys every process group of
