@@ -40,7 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"options": options, "digests": digests}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(name, marks=pytest.mark.slow if ranks > 1 else ()) for name, (ranks, _) in LAYOUTS.items()],
+)
 def test_a_start_from_a_folder_is_that_of_its_import(layout: str, made: dict[str, Any]) -> None:
     world_size, parallel = LAYOUTS[layout]
     options = {**made["options"], "layout": parallel}
