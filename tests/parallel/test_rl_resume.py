@@ -28,7 +28,7 @@ KILLS = [
     "phases/step_00002/answers_0.jsonl.zst",
     "phases/step_00003/rewards_*.json",
     "phases/step_00005/update.json",
-    "checkpoints/.step_00000006.partial",
+    "checkpoints/.step_00000006.partial*",
 ]
 """Patterns; the process is killed as soon as one of these is there; checkpoints come after steps 2, 4 and 6."""
 
@@ -42,7 +42,7 @@ def wait_for(path: Path, group: ProcessGroup, root: Path) -> None:
     deadline = time.monotonic() + 200
     while not path.exists():
         assert group.failure() is None and time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
-        time.sleep(0.01)
+        time.sleep(0.001)
 
 
 # rounds and carried answers: where in the stream of prompts a run is must survive too; and a critic
@@ -87,7 +87,7 @@ def test_killed_in_each_phase(made: Path, tmp_path: Path, processes: int) -> Non
 
 def test_a_signal_ends_it_after_the_step_with_its_weights_saved(made: Path, tmp_path: Path) -> None:
     """Only rank 1 is told; both go on to the weights of a run that was never stopped."""
-    changes = {"parallel": {"data_parallel_size": 2}, "steps": 4, "evaluate": [], "checkpoint_interval": 0}
+    changes = {"parallel": {"data_parallel_size": 2}, "steps": 8, "evaluate": [], "checkpoint_interval": 0}
     undisturbed = copy(made, tmp_path / "undisturbed", **changes)
     wait(start(undisturbed, processes=2), undisturbed)
 
@@ -99,9 +99,9 @@ def test_a_signal_ends_it_after_the_step_with_its_weights_saved(made: Path, tmp_
     group.end()
     assert ended == [EXIT_CODE, EXIT_CODE], (root / "log.txt").read_text()[-3000:]
     steps = len(rows(root))
-    assert 2 <= steps < 4
+    assert 2 <= steps < 8
     assert (
-        f"node rl was asked to stop: saved after step {steps} of 4; run again to go on"
+        f"node rl was asked to stop: saved after step {steps} of 8; run again to go on"
         in (root / "log.txt").read_text()
     )
     manifest.verify(manifest.step_folder(node / "checkpoints", steps))
@@ -113,7 +113,7 @@ def test_a_signal_ends_it_after_the_step_with_its_weights_saved(made: Path, tmp_
 
 def test_taken_over_and_a_damaged_checkpoint(made: Path, tmp_path: Path) -> None:
     """A second start of the node ends the first; it passes over a checkpoint that is not as it was written."""
-    changes = {"steps": 4, "evaluate": [], "checkpoint_interval": 1}
+    changes = {"steps": 8, "evaluate": [], "checkpoint_interval": 1}
     undisturbed = copy(made, tmp_path / "undisturbed", **changes)
     wait(start(undisturbed), undisturbed)
 
@@ -121,8 +121,8 @@ def test_taken_over_and_a_damaged_checkpoint(made: Path, tmp_path: Path) -> None
     node, first = root / "nodes/rl", start(root)
     wait_for(node / "checkpoints/step_00000002", first, root)
     first._processes[0].send_signal(signal.SIGSTOP)
-    shutil.rmtree(node / "checkpoints/step_00000003", ignore_errors=True)
-    damaged = next((node / "checkpoints/step_00000002").glob("*.distcp"))
+    newest = sorted((node / "checkpoints").glob("step_*"))[-1]
+    damaged = next(newest.glob("*.distcp"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     second = start(root)
     wait_for(node / "fence/00000002", second, root)
@@ -133,7 +133,7 @@ def test_taken_over_and_a_damaged_checkpoint(made: Path, tmp_path: Path) -> None
     assert ended == 2 and "was taken over by another run" in log, log[-3000:]
     wait(second, root)
     log = (root / "log.txt").read_text()
-    assert "step_00000002" in log and "trying the one before it" in log
+    assert newest.name in log and "trying the one before it" in log
     assert rows(root) == rows(undisturbed)
     a, b = (json.loads((r / "nodes/rl/done.json").read_text()) for r in (root, undisturbed))
     assert a["weights_sha256"] == b["weights_sha256"]
