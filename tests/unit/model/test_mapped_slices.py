@@ -18,14 +18,17 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 8192,
-    "hidden_size": 512,
+    "hidden_size": 2048,
     "intermediate_size": 4096,
     "num_hidden_layers": 1,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "head_dim": 256,
     "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
 }
+_AROUND = 2 << 20
+"""The kernel maps pages of the page cache in pieces of up to 2 MiB: so much more at each end of what is read."""
 
 
 def _resident(file: Path) -> int:
@@ -54,4 +57,4 @@ def test_only_the_ranks_rows_come_into_memory(kind: Kind, tmp_path: Path) -> Non
     assert _resident(file) < 0.05 * whole  # looked at, not read
     part = merge(kind, mapped, shape, 2, size, rows)
     assert part.equal(merge(kind, [tensors[name] for name in slot.hf], shape, 2, size, rows))
-    assert 0.2 * whole < _resident(file) < 0.35 * whole
+    assert 0.2 * whole < _resident(file) <= 0.25 * whole + 2 * _AROUND * len(mapped)
