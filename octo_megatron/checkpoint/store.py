@@ -128,6 +128,13 @@ def load(
     problem = problem_of(folder, trainer.world)
     if problem:
         raise UserError(problem)
+    return _load(folder, trainer, optimizer, seed, critic)
+
+
+def _load(
+    folder: Path, trainer: Trainable, optimizer: bool, seed: int | None, critic: Trainable | None
+) -> dict[str, Any]:
+    """`load` of a folder that was verified."""
     extra = read_extra(folder)
     if not optimizer:
         load_weights(folder, trainer.chunks, check=False)
@@ -166,7 +173,7 @@ def load_newest(
     for name in reversed(candidates):
         problem = problem_of(Path(name), trainer.world)
         if problem is None:
-            return load(Path(name), trainer, seed=seed, critic=critic)
+            return _load(Path(name), trainer, True, seed, critic)
         problems.append(problem)
         say(f"{problem}; trying the one before it")
     if problems:
