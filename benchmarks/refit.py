@@ -39,6 +39,7 @@ LAYOUTS: dict[int, list[dict[str, int]]] = {
 
 
 def config_of(shape: str) -> dict[str, Any]:
+    """A Hugging Face config of one of SHAPES."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -88,6 +89,7 @@ COLUMNS = (
 
 
 def table(arguments: argparse.Namespace) -> str:
+    """A row for each layout pair, in Markdown."""
     rows = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for ranks in arguments.ranks:
         for layout in LAYOUTS[ranks]:
@@ -129,6 +131,7 @@ def machine() -> str:
 
 
 def main() -> None:
+    """Print the table, and write it to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
