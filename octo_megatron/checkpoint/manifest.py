@@ -82,13 +82,22 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def verify_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
     """`verify` of one file."""
+    verify_size(folder, name, entry)
+    verify_sha256(folder, name, entry, file_entry(folder / name)["sha256"])
+
+
+def verify_size(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """The part of `verify_file` that reads nothing."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"checkpoint {folder}: {name} is missing")
     size = path.stat().st_size
     if size != entry["bytes"]:
         raise UserError(f"checkpoint {folder}: {name} has {size} bytes, the manifest says {entry['bytes']}")
-    found = file_entry(path)["sha256"]
+
+
+def verify_sha256(folder: Path, name: str, entry: dict[str, Any], found: str) -> None:
+    """The rest of `verify_file`, for who has read the file."""
     if found != entry["sha256"]:
         raise UserError(
             f"checkpoint {folder}: {name} is damaged: its sha256 is {found[:16]}..., "

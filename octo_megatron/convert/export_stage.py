@@ -24,6 +24,7 @@ from octo_megatron.config.run_folder import (
 )
 from octo_megatron.config.schema import ExportNode
 from octo_megatron.config.versions import installed_versions
+from octo_megatron.convert.export_stream import export_tensors
 from octo_megatron.convert.gate.files import companions_of
 from octo_megatron.convert.gate.result import GateReport
 from octo_megatron.convert.gate.run import require_passed, run_gate, write_reports
@@ -33,7 +34,7 @@ from octo_megatron.convert.model_card import Ancestry, ancestry, card
 from octo_megatron.convert.publish import check_room, made_aside, refuse_existing
 from octo_megatron.convert.ranks import share_of
 from octo_megatron.convert.safetensors_writer import MAX_SHARD_BYTES, TensorWriter
-from octo_megatron.convert.stream import check_checkpoint, export_tensors
+from octo_megatron.convert.stream import check_checkpoint
 from octo_megatron.convert.torch_dist import DistCheckpoint
 from octo_megatron.model.build import DTYPES
 from octo_megatron.model.slots import tensor_shapes

@@ -16,10 +16,10 @@ from octo_megatron.config.schema import ImportNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.convert.gate.files import companions_of
 from octo_megatron.convert.gate.run import PARTS, require_passed, run_gate
+from octo_megatron.convert.import_stream import import_tensors
 from octo_megatron.convert.journal import PARTS_FOLDER, Share
 from octo_megatron.convert.publish import check_room, made_aside, refuse_existing
 from octo_megatron.convert.ranks import share_of
-from octo_megatron.convert.stream import import_tensors
 from octo_megatron.model.build import DTYPES
 from octo_megatron.model.hf_folder import HfFolder
 from octo_megatron.model.slots import parameter_count, tensor_shapes

@@ -6,6 +6,7 @@ process group: they share the folder.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -109,7 +110,6 @@ def do_parts(
     parts: int,
     work: Callable[[int], dict[str, Any]],
     on_part: OnPart,
-    lane: Callable[[int], Any] = lambda part: None,
 ) -> None:
     """Do this rank's parts that are not done yet, on a few threads: what they do is reading, hashing and writing,
     which leaves the interpreter free.
@@ -117,32 +117,26 @@ def do_parts(
     Args:
         work: does one part; returns its facts.
         on_part: called in this thread.
-        lane: of the parts in one lane only one is done at a time; None: in no lane.
 
     Raises:
         What the first part that fails raises; parts that were not begun are left.
     """
-    waiting = journal.mine(parts)
-    done, of, running = 0, len(waiting), dict[Future[None], Any]()
+    mine = journal.mine(parts)
+    waiting, done, running = iter(mine), 0, set[Future[None]]()
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // journal.share.size))
 
     def one(part: int) -> None:
         journal.finish(part, work(part))
 
     with ThreadPoolExecutor(threads) as pool:
-        while waiting or running:
-            while len(running) < threads:
-                taken = set(running.values()) - {None}
-                part = next((part for part in waiting if lane(part) not in taken), None)
-                if part is None:
-                    break
-                waiting.remove(part)
-                running[pool.submit(one, part)] = lane(part)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
+        while running or done < len(mine):
+            for part in itertools.islice(waiting, threads - len(running)):
+                running.add(pool.submit(one, part))
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
                 future.result()
                 done += 1
-                on_part(done, of)
+                on_part(done, len(mine))
 
 
 def _write(path: Path, value: Any) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from octo_megatron.convert.publish import reserve
 from octo_megatron.model.hf_folder import INDEX, SINGLE, STORED_DTYPES, Stored, bytes_of
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -47,35 +49,61 @@ class TensorWriter:
             for name in names:
                 self._places[name] = Stored(folder / file, dtype, shapes[name], offset)
                 offset += _bytes(shapes[name], dtype)
+        self._turns = {folder / file: threading.Lock() for file in self._shards}
         self.bytes = sum(_bytes(s, dtype) for s in shapes.values())
 
     def prepare(self) -> None:
-        """Make every file in its full length, with its header. Files that are there keep their content."""
+        """Make every file in its full length, with its header. Files that are there keep their content.
+
+        Raises:
+            OSError: the disk has not that much room.
+        """
         for file, names in self._shards.items():
             last = self._places[names[-1]]
             with (self._folder / file).open("ab") as stream:
-                stream.truncate(last.offset + _bytes(last.shape, self.dtype))
+                reserve(stream.fileno(), last.offset + _bytes(last.shape, self.dtype))
             with (self._folder / file).open("rb+") as stream:
                 stream.write(self._headers[file])
-
-    def file_of(self, name: str) -> str:
-        """The file that a tensor is in."""
-        return self._places[name].path.name
 
     def write_rows(self, name: str, start: int, tensor: Tensor) -> None:
         """Rows of a tensor, from row `start` on, cast to the writer's dtype. Raises OSError when the disk is full."""
         place = self._places[name]
         if tuple(tensor.shape[1:]) != place.shape[1:] or start + tensor.shape[0] > place.shape[0]:
             raise ValueError(f"{name}: rows {start}+{list(tensor.shape)} do not fit into {list(place.shape)}")
-        view = bytes_of(tensor.detach().to("cpu", self.dtype).contiguous())
-        offset = place.offset + start * math.prod(place.shape[1:]) * self.dtype.itemsize
-        file = os.open(place.path, os.O_WRONLY)
+        numbers = tensor.detach().to("cpu", self.dtype).contiguous()
+        self.write_numbers(name, start * math.prod(place.shape[1:]), numbers)
+
+    def write_numbers(self, name: str, start: int, numbers: Tensor, wait: bool = True) -> bool:
+        """Some numbers of a tensor that follow each other, from its `start`-th on.
+
+        Args:
+            numbers: contiguous, in the writer's dtype.
+            wait: for the other threads that write to the same file, which the kernel lets in one at a time.
+
+        Returns:
+            False when nothing was written because another thread writes to the file.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        place = self._places[name]
+        if numbers.dtype != self.dtype or start + numbers.numel() > math.prod(place.shape):
+            raise ValueError(f"{name}: {numbers.dtype} {start}+{numbers.numel()} does not fit its place")
+        view, offset = bytes_of(numbers), place.offset + start * self.dtype.itemsize
+        turn = self._turns[place.path]
+        if not turn.acquire(blocking=wait):
+            return False
         try:
-            while view:
-                written = os.pwrite(file, view, offset)
-                view, offset = view[written:], offset + written
+            file = os.open(place.path, os.O_WRONLY)
+            try:
+                while view:
+                    written = os.pwrite(file, view, offset)
+                    view, offset = view[written:], offset + written
+            finally:
+                os.close(file)
         finally:
-            os.close(file)
+            turn.release()
+        return True
 
     def finish(self) -> None:
         """Write the index if there are several files."""

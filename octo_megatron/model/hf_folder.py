@@ -135,20 +135,21 @@ def read_into(path: Path, offset: int, dtype: torch.dtype, out: Tensor) -> None:
         raise UserError(f"{path} is missing") from None
     try:
         if out.dtype == dtype:
-            _fill(file, path, offset, bytes_of(out))
+            fill(file, path, offset, bytes_of(out))
             return
         flat, step = out.view(-1), _CAST_BYTES // dtype.itemsize
         block = torch.empty(min(step, flat.numel()), dtype=dtype)
         for start in range(0, flat.numel(), step):
             target = flat[start : start + step]
             part = block[: target.numel()]
-            _fill(file, path, offset + start * dtype.itemsize, bytes_of(part))
+            fill(file, path, offset + start * dtype.itemsize, bytes_of(part))
             target.copy_(part)
     finally:
         os.close(file)
 
 
-def _fill(file: int, path: Path, offset: int, view: memoryview) -> None:
+def fill(file: int, path: Path, offset: int, view: memoryview) -> None:
+    """Fill `view` from byte `offset` on of an open file. Raises UserError naming `path` when it ends too early."""
     done = 0
     while done < len(view):
         got = os.preadv(file, [view[done:]], offset + done)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from hf_models import make_folder
 
 from octo_megatron.checkpoint.manifest import MANIFEST, verify
 from octo_megatron.config.errors import UserError
-from octo_megatron.convert import stream
+from octo_megatron.convert import export_stream, import_stream, stream
 from octo_megatron.convert.export_stage import Wish, export_folder
 from octo_megatron.convert.import_stage import import_folder
 from octo_megatron.convert.journal import Journal, Share
 from octo_megatron.convert.publish import aside_of
+from octo_megatron.model import hf_folder
 from octo_megatron.model.hf_folder import HfFolder
 
 PLAIN = Wish(gate=False)
@@ -36,8 +38,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few rows and many parts, as a large model has."""
-    monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
+    monkeypatch.setattr(import_stream, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(export_stream, "ROWS_BYTES", 20_000)
+    monkeypatch.setattr(export_stream, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(stream, "PART_BYTES", 100_000)
 
 
@@ -60,6 +63,65 @@ def test_many_small_parts_make_the_same_model(name: str, tmp_path: Path) -> None
     verify(tmp_path / "checkpoint")
     export_folder(tmp_path / "checkpoint", tmp_path / "out", PLAIN)
     assert _same(source, tmp_path / "out")
+
+
+def _bytes_read() -> int:
+    """By this process, from files in the page cache or not."""
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/io").read_text().splitlines() if "rchar" in line
+    )
+
+
+def test_an_export_reads_every_byte_of_the_checkpoint_once(source: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    import_folder(source, checkpoint, gate=False)
+    weights = sum(path.stat().st_size for path in checkpoint.glob("__*.distcp"))
+    export_folder(checkpoint, tmp_path / "first", PLAIN)  # what is imported late is read here
+    before = _bytes_read()
+    export_folder(checkpoint, tmp_path / "out", PLAIN)
+    # the rest: manifest, .metadata and the records' headers
+    assert weights <= _bytes_read() - before < 1.5 * weights
+
+
+def test_a_thread_hashes_on_while_another_one_writes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody holds the output: a thread fills its blocks, waits, and loses nothing."""
+    monkeypatch.setattr(export_stream, "BLOCK_BYTES", 4096)
+    import_folder(source, tmp_path / "checkpoint", gate=False)
+    original, writers, held = export_stream.TensorWriter.prepare, [], threading.Event()
+
+    def prepare(self: Any) -> None:
+        original(self)
+        self._turns[tmp_path / ".out.partial/model.safetensors"].acquire()
+        writers.append(self)
+
+    read = 0
+
+    def fill(*args: Any) -> None:
+        nonlocal read
+        read += 1
+        if read >= 8 and not held.is_set():
+            held.set()
+            turn = writers[0]._turns[tmp_path / ".out.partial/model.safetensors"]
+            threading.Timer(0.3, turn.release).start()
+        hf_folder.fill(*args)
+
+    monkeypatch.setattr(export_stream.TensorWriter, "prepare", prepare)
+    monkeypatch.setattr(export_stream, "fill", fill)
+    export_folder(tmp_path / "checkpoint", tmp_path / "out", PLAIN)
+    assert held.is_set() and read > 100 and _same(source, tmp_path / "out")
+
+
+def test_a_file_that_the_manifest_does_not_know_is_refused(source: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    import_folder(source, checkpoint, gate=False)
+    facts = json.loads((checkpoint / MANIFEST).read_text())
+    del facts["files"]["__0_0.distcp"]
+    (checkpoint / MANIFEST).write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r".metadata names __0_0.distcp, its manifest does not"):
+        export_folder(checkpoint, tmp_path / "out", PLAIN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -103,8 +165,8 @@ def test_another_conversion_does_not_go_on_with_these_parts(source: Path, tmp_pa
 
 _HALF = """
 import os, sys
-from octo_megatron.convert import command, stream
-stream.PIECE_BYTES, stream.ROWS_BYTES, stream.PART_BYTES = 20_000, 20_000, 100_000
+from octo_megatron.convert import command, export_stream, import_stream, stream
+import_stream.PIECE_BYTES, export_stream.BLOCK_BYTES, stream.PART_BYTES = 20_000, 20_000, 100_000
 count = 0
 def slowly(original):
     def call(*args, **keywords):
@@ -117,8 +179,8 @@ def slowly(original):
         return original(*args, **keywords)
     return call
 if "slow" in sys.argv[1]:
-    stream.HfFolder.read_rows = slowly(stream.HfFolder.read_rows)
-    stream.TensorWriter.write_rows = slowly(stream.TensorWriter.write_rows)
+    import_stream.HfFolder.read_rows = slowly(import_stream.HfFolder.read_rows)
+    export_stream.TensorWriter.write_numbers = slowly(export_stream.TensorWriter.write_numbers)
 sys.exit(command.main(sys.argv[2:]))
 """
 
@@ -180,26 +242,22 @@ def test_processes_share_the_work(source: Path, tmp_path: Path) -> None:
     assert _same(source, out)
 
 
-def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_shares_are_disjoint_and_whole(source: Path, tmp_path: Path) -> None:
     """Three ranks one after the other, the first one last: it finds the others' parts done."""
-    monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
-    monkeypatch.setattr(stream, "PART_BYTES", 100_000)
     opened = HfFolder(source)
     aside = tmp_path / "aside"
-    key = stream._import_key(opened, torch.float32)
+    key = import_stream._import_key(opened, torch.float32)
     Journal(aside, key, Share())  # what the first rank does before anything else
     for rank in (2, 1):
-        assert stream.import_tensors(opened, opened.config, aside, torch.float32, Share(rank, 3)) == {}
+        assert import_stream.import_tensors(opened, opened.config, aside, torch.float32, Share(rank, 3)) == {}
     others = len(list(aside.glob("__[0-9]*_0.distcp")))
-    files = stream.import_tensors(opened, opened.config, aside, torch.float32, Share(0, 3))
+    files = import_stream.import_tensors(opened, opened.config, aside, torch.float32, Share(0, 3))
     assert 0 < others < len(files) == len(list(aside.glob("__[0-9]*_0.distcp")))
 
 
-def test_a_rank_that_fails_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(stream, "ROWS_BYTES", 20_000)
-    monkeypatch.setattr(stream, "PART_BYTES", 100_000)
+@pytest.mark.usefixtures("small_parts")
+def test_a_rank_that_fails_is_named(source: Path, tmp_path: Path) -> None:
 
     def gone() -> None:
         raise UserError("rank 1 of 2: no space left")
