@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import GATE_PARTS
+from octo_megatron.convert.bar import shown
 from octo_megatron.convert.export_stage import Wish, export_folder, verify_folder
 from octo_megatron.convert.gate.run import PARTS, readable, require_passed
 from octo_megatron.convert.import_stage import import_folder
@@ -68,13 +69,15 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(chosen: argparse.Namespace, share: Share) -> None:
     if chosen.verb == "import":
         target = chosen.checkpoint_dir
-        result = import_folder(chosen.hf_dir, target, chosen.precision, share)
+        with shown(share.is_first) as progress:
+            result = import_folder(chosen.hf_dir, target, chosen.precision, share, progress=progress)
     else:
         target = chosen.hf_dir
         if chosen.shard_gb <= 0:
             raise UserError(f"--shard-gb is {chosen.shard_gb:g}; it must be above 0")
         wish = Wish(chosen.dtype, int(chosen.shard_gb * 1e9), chosen.skip)
-        result = export_folder(chosen.checkpoint_dir, target, wish, share)
+        with shown(share.is_first) as progress:
+            result = export_folder(chosen.checkpoint_dir, target, wish, share, progress)
     if result is not None:
         print(f"{target}: {_summary(result)}")
 
@@ -91,7 +94,8 @@ def _summary(result: dict[str, Any]) -> str:
 
 
 def _verify(chosen: argparse.Namespace) -> None:
-    report = verify_folder(chosen.checkpoint_dir, chosen.hf_dir, chosen.skip)
+    with shown() as progress:
+        report = verify_folder(chosen.checkpoint_dir, chosen.hf_dir, chosen.skip, progress)
     print(readable(report, {"checkpoint": str(chosen.checkpoint_dir), "folder": str(chosen.hf_dir)}))
     require_passed(report, str(chosen.hf_dir))
     print(f"{chosen.hf_dir}: {sum(p.status == 'passed' for p in report.parts)} of {len(PARTS)} parts passed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from octo_megatron.config.run_folder import (
 )
 from octo_megatron.config.schema import ExportNode
 from octo_megatron.config.versions import installed_versions
+from octo_megatron.convert.bar import OnProgress, megabytes, silent
 from octo_megatron.convert.export_stream import export_tensors
 from octo_megatron.convert.gate.files import companions_of
 from octo_megatron.convert.gate.result import GateReport
@@ -38,12 +39,6 @@ from octo_megatron.convert.stream import check_checkpoint
 from octo_megatron.convert.torch_dist import DistCheckpoint
 from octo_megatron.model.build import DTYPES
 from octo_megatron.model.slots import tensor_shapes
-
-OnProgress = Callable[[str, int, int], None]
-
-
-def _silent(phase: str, done: int, of: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def export_folder(
     hf_dir: Path,
     wish: Wish | None = None,
     share: Share | None = None,
-    progress: OnProgress = _silent,
+    progress: OnProgress = silent,
 ) -> dict[str, Any] | None:
     """Make a Hugging Face folder from a checkpoint.
 
@@ -130,7 +125,7 @@ def export_folder(
 
 
 def verify_folder(
-    checkpoint_dir: Path, hf_dir: Path, skip: Sequence[str] = (), progress: OnProgress = _silent
+    checkpoint_dir: Path, hf_dir: Path, skip: Sequence[str] = (), progress: OnProgress = silent
 ) -> GateReport:
     """Run the gate on a folder that is there already; writes nothing.
 
@@ -178,7 +173,7 @@ def _export(
             aside,
             writer,
             share,
-            lambda done, of: progress("export", done, of + 1),
+            megabytes("export", progress),
         )
         if not share.is_first:
             return None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from octo_megatron.checkpoint import manifest
 from octo_megatron.config.errors import UserError
-from octo_megatron.convert.journal import Journal, OnPart, Share, do_parts
+from octo_megatron.convert.journal import Journal, OnBytes, Share, do_parts
 from octo_megatron.convert.safetensors_writer import TensorWriter
 from octo_megatron.convert.stream import SCRATCH, grouped, slot_ranges, stamp
 from octo_megatron.convert.torch_dist import DistCheckpoint, Rows
@@ -57,7 +57,9 @@ class _Task:
     """A part of the export; its label is the same in every process and after a restart."""
 
     label: str
-    work: Callable[[], None]
+    bytes: int
+    work: Callable[[Callable[[int], None]], None]
+    """Told whom to tell of bytes that it has moved."""
 
 
 def export_tensors(
@@ -66,7 +68,7 @@ def export_tensors(
     folder: Path,
     writer: TensorWriter,
     share: Share,
-    on_part: OnPart = lambda done, of: None,
+    on_bytes: OnBytes = lambda done, of: None,
 ) -> None:
     """Fill the safetensors files of `writer`, this rank's share of them; returns once all shares are done.
 
@@ -78,11 +80,11 @@ def export_tensors(
     key = _key(checkpoint, files, writer, [task.label for task in tasks])
     journal = Journal(folder, key, share, writer.prepare)
 
-    def work(task: int) -> dict[str, Any]:
-        tasks[task].work()
+    def work(task: int, move: Callable[[int], None]) -> dict[str, Any]:
+        tasks[task].work(move)
         return {}
 
-    do_parts(journal, len(tasks), work, on_part)
+    do_parts(journal, [task.bytes for task in tasks], work, on_bytes)
     if share.is_first:
         journal.wait(len(tasks))
         writer.finish()
@@ -109,20 +111,24 @@ def _tasks(
                 )
             in_file[name].append(some)
 
-    def take(name: str) -> None:
+    def take(name: str, move: Callable[[int], None]) -> None:
         manifest.verify_size(checkpoint.folder, name, files[name])
         # not earlier: for runs the headers of records are read, which threads and ranks share
         runs = [run for rows in in_file[name] for run in _runs(checkpoint, rows, shape)]
-        _take(checkpoint.folder, name, files[name], sorted(runs, key=lambda run: run.offset), writer)
+        _take(checkpoint.folder, name, files[name], sorted(runs, key=lambda run: run.offset), writer, move)
 
     # the largest first: the last ones to be done are then small
     by_size = sorted(files, key=lambda name: (-files[name]["bytes"], name))
     pieces = list(_hf_pieces(cut, shape, writer.dtype))
-    parts = grouped(pieces, lambda piece: piece[3] * piece[4]) if pieces else []
+    parts = grouped(pieces, _size) if pieces else []
     return [
-        *(_Task(f"file {name}", partial(take, name)) for name in by_size),
+        *(_Task(f"file {name}", files[name]["bytes"], partial(take, name)) for name in by_size),
         *(
-            _Task(f"{part[0][0]} to {part[-1][0]}", partial(_put_together, checkpoint, part, writer))
+            _Task(
+                f"{part[0][0]} to {part[-1][0]}",
+                sum(map(_size, part)),
+                partial(_put_together, checkpoint, part, writer),
+            )
             for part in parts
         ),
     ]
@@ -174,7 +180,14 @@ class _Blocks(threading.local):
 _BLOCKS_OF_THREAD = _Blocks()
 
 
-def _take(folder: Path, name: str, entry: dict[str, Any], runs: Sequence[_Run], writer: TensorWriter) -> None:
+def _take(
+    folder: Path,
+    name: str,
+    entry: dict[str, Any],
+    runs: Sequence[_Run],
+    writer: TensorWriter,
+    move: Callable[[int], None],
+) -> None:
     """Read a file, write its runs to their places, and hold it against its entry in the manifest.
 
     The hash comes last: what was written of a damaged file is gone with the folder, as after any failure.
@@ -190,6 +203,7 @@ def _take(folder: Path, name: str, entry: dict[str, Any], runs: Sequence[_Run], 
                 numbers = torch.frombuffer(block, dtype=run.dtype).to(writer.dtype)
                 blocks.put(run.name, run.start + first, numbers)
                 blocks.write(writer, wait=False)
+            move(length)
     finally:
         os.close(file)
     blocks.write(writer, wait=True)
@@ -212,10 +226,15 @@ def _steps(size: int, runs: Sequence[_Run]) -> Iterator[tuple[int, int, _Run | N
     yield from ((start, min(BLOCK_BYTES, size - start), None, 0) for start in range(at, size, BLOCK_BYTES))
 
 
-_Part = list[tuple[str, Slot, list[RowRange], int, int]]
+_Piece = tuple[str, Slot, list[RowRange], int, int]
 
 
-def _hf_pieces(cut: Sequence[Slot], shape: ModelShape, dtype: torch.dtype) -> Iterator[Any]:
+def _size(piece: _Piece) -> int:
+    """In bytes."""
+    return piece[3] * piece[4]
+
+
+def _hf_pieces(cut: Sequence[Slot], shape: ModelShape, dtype: torch.dtype) -> Iterator[_Piece]:
     """(tensor, its slot, its next row ranges, rows, bytes of a row) in the order of the files."""
     for slot in cut:
         ranges = slot_ranges(slot, shape)
@@ -235,14 +254,18 @@ def _cut_by_hf(ranges: list[RowRange], tensor: int, start: int, count: int) -> I
             yield RowRange(tensor, first, r.start + first - r.hf_start, last - first)
 
 
-def _put_together(checkpoint: DistCheckpoint, part: _Part, writer: TensorWriter) -> None:
-    for name, slot, ranges, count, _ in part:
+def _put_together(
+    checkpoint: DistCheckpoint, part: Sequence[_Piece], writer: TensorWriter, move: Callable[[int], None]
+) -> None:
+    for piece in part:
+        name, slot, ranges, count, _ = piece
         out = SCRATCH.tensor((count, *writer.shapes[name][1:]), writer.dtype)
         first = ranges[0].hf_start
         for r in ranges:
             at = r.hf_start - first
             checkpoint.read_rows(slot, r.start, out[at : at + r.count])
         writer.write_rows(name, first, out)
+        move(_size(piece))
 
 
 def _key(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from octo_megatron.config.loading import digest, to_plain
 from octo_megatron.config.run_folder import NodeContext, Progress, read_json, write_json
 from octo_megatron.config.schema import ImportNode
 from octo_megatron.config.versions import installed_versions
+from octo_megatron.convert.bar import OnProgress, megabytes, silent
 from octo_megatron.convert.gate.files import companions_of
 from octo_megatron.convert.gate.run import PARTS, require_passed, run_gate
 from octo_megatron.convert.import_stream import import_tensors
@@ -62,7 +63,7 @@ def import_folder(
     precision: str = "fp32",
     share: Share | None = None,
     gate: bool = True,
-    progress: Callable[[str, int, int], None] = lambda phase, done, of: None,
+    progress: OnProgress = silent,
 ) -> dict[str, Any] | None:
     """Make `checkpoint_dir` from a Hugging Face folder.
 
@@ -93,7 +94,7 @@ def _import(
     precision: str,
     share: Share,
     gate: Sequence[str],
-    progress: Callable[[str, int, int], None],
+    progress: OnProgress,
 ) -> dict[str, Any] | None:
     source.check(hf_config)
     dtype = DTYPES[precision]
@@ -102,7 +103,12 @@ def _import(
         if share.is_first:
             check_room(target, total)
         known = import_tensors(
-            source, hf_config, aside, dtype, share, lambda done, of: progress("import", done, of + 1)
+            source,
+            hf_config,
+            aside,
+            dtype,
+            share,
+            megabytes("import", progress),
         )
         if not share.is_first:
             return None

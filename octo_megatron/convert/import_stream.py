@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octo_megatron.convert import torch_dist_writer
-from octo_megatron.convert.journal import Journal, OnPart, Share, do_parts
+from octo_megatron.convert.journal import Journal, OnBytes, Share, do_parts
 from octo_megatron.convert.stream import SCRATCH, grouped, megatron_shape, slot_ranges, stamp
 from octo_megatron.convert.torch_dist_writer import Piece
 from octo_megatron.model.families import ModelShape, family_of
@@ -27,7 +28,7 @@ def import_tensors(
     folder: Path,
     dtype: torch.dtype,
     share: Share,
-    on_part: OnPart = lambda done, of: None,
+    on_bytes: OnBytes = lambda done, of: None,
 ) -> dict[str, dict[str, Any]]:
     """Write the files of a Megatron checkpoint into `folder`, this rank's share of them.
 
@@ -42,13 +43,18 @@ def import_tensors(
     parts = grouped(_pieces(hf_config, shape, dtype), size_of)
     journal = Journal(folder, _import_key(source, dtype), share)
 
-    def work(part: int) -> dict[str, Any]:
-        file = f"__{part}_0.distcp"
-        pieces = ((piece, _assemble(source, piece, shape, dtype)) for piece in parts[part])
-        size = sum(map(size_of, parts[part]))
-        return {"file": file, **torch_dist_writer.write_pieces(folder / file, pieces, size)}
+    sizes = [sum(map(size_of, pieces)) for pieces in parts]
 
-    do_parts(journal, len(parts), work, on_part)
+    def work(part: int, move: Callable[[int], None]) -> dict[str, Any]:
+        def pieces() -> Iterator[tuple[Piece, Tensor]]:
+            for piece in parts[part]:
+                yield piece, _assemble(source, piece, shape, dtype)
+                move(size_of(piece))
+
+        file = f"__{part}_0.distcp"
+        return {"file": file, **torch_dist_writer.write_pieces(folder / file, pieces(), sizes[part])}
+
+    do_parts(journal, sizes, work, on_bytes)
     if not share.is_first:
         return {}
     facts_of = journal.wait(len(parts))

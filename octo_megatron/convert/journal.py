@@ -10,8 +10,9 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +24,12 @@ from octo_megatron.config.run_folder import read_json
 
 PARTS_FOLDER = "octo_parts"
 """In the folder while it is made; whoever publishes the folder removes it."""
-OnPart = Callable[[int, int], None]
-"""Called with (parts done by this rank, parts of this rank)."""
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes that this rank has moved, bytes that it has to move)."""
 _MOST_THREADS = 8
 """Of a process: more wait for the memory's bandwidth, and each holds a piece."""
+_TELL_SECONDS = 0.5
+"""How far it is is told so often, also in the middle of a part."""
 _SILENCE_SECONDS = 1800.0
 """Without a new part for so long, the ranks that it waits for are taken to be gone."""
 
@@ -107,36 +110,46 @@ class Journal:
 
 def do_parts(
     journal: Journal,
-    parts: int,
-    work: Callable[[int], dict[str, Any]],
-    on_part: OnPart,
+    sizes: Sequence[int],
+    work: Callable[[int, Callable[[int], None]], dict[str, Any]],
+    on_bytes: OnBytes,
 ) -> None:
     """Do this rank's parts that are not done yet, on a few threads: what they do is reading, hashing and writing,
     which leaves the interpreter free.
 
     Args:
-        work: does one part; returns its facts.
-        on_part: called in this thread.
+        sizes: of all parts, in bytes.
+        work: does one part, and says how many bytes it has moved since it last did; returns the part's facts.
+        on_bytes: called in this thread, and only when something has moved.
 
     Raises:
         What the first part that fails raises; parts that were not begun are left.
     """
-    mine = journal.mine(parts)
-    waiting, done, running = iter(mine), 0, set[Future[None]]()
+    mine = journal.mine(len(sizes))
+    waiting, left, running = iter(mine), len(mine), set[Future[None]]()
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // journal.share.size))
+    total, moved, said = sum(sizes[part] for part in mine), 0, 0
+    lock = threading.Lock()
+
+    def move(count: int) -> None:
+        nonlocal moved
+        with lock:
+            moved += count
 
     def one(part: int) -> None:
-        journal.finish(part, work(part))
+        journal.finish(part, work(part, move))
 
     with ThreadPoolExecutor(threads) as pool:
-        while running or done < len(mine):
+        while left:
             for part in itertools.islice(waiting, threads - len(running)):
                 running.add(pool.submit(one, part))
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, running = wait(running, _TELL_SECONDS, FIRST_COMPLETED)
             for future in finished:
                 future.result()
-                done += 1
-                on_part(done, len(mine))
+                left -= 1
+            if moved != said:
+                said = moved
+                on_bytes(said, total)
 
 
 def _write(path: Path, value: Any) -> None:

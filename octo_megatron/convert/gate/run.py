@@ -24,6 +24,7 @@ from octo_megatron.config.errors import UserError
 from octo_megatron.config.run_folder import write_json, write_text
 from octo_megatron.config.schema import GATE_PARTS
 from octo_megatron.config.versions import installed_versions
+from octo_megatron.convert.bar import OnProgress, silent
 from octo_megatron.convert.gate import files, generation, logits, round_trip
 from octo_megatron.convert.gate.result import FAILED, LEFT_OUT, PASSED, GateError, GateReport, PartResult
 from octo_megatron.convert.gate.transformers_forward import Reference, fits
@@ -37,8 +38,6 @@ REPORT, READABLE = "conversion_report.json", "CONVERSION.md"
 
 _BEAT_SECONDS = 5.0
 
-OnProgress = Callable[[str, int, int], None]
-
 
 def run_gate(
     folder: Path,
@@ -46,7 +45,7 @@ def run_gate(
     hf_config: dict[str, Any],
     originals: Sequence[Path],
     skip: Sequence[str] = (),
-    progress: OnProgress = lambda phase, done, of: None,
+    progress: OnProgress = silent,
 ) -> GateReport:
     """Run every part that is not skipped, in this process alone (it joins a world of one).
 
