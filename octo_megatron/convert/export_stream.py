@@ -272,5 +272,5 @@ def _key(
     checkpoint: DistCheckpoint, files: dict[str, dict[str, Any]], writer: TensorWriter, labels: list[str]
 ) -> dict[str, Any]:
     there = {name: stamp(checkpoint.folder / name) for name in files}
-    made = {"dtype": str(writer.dtype), "shapes": writer.shapes, "tasks": labels}
+    made = {"dtype": str(writer.dtype), "shapes": writer.shapes, "shards": writer.shards, "tasks": labels}
     return {"from": str(checkpoint.folder.absolute()), "files": files, "there": there, **made}

@@ -41,15 +41,16 @@ class TensorWriter:
     ):
         self.dtype, self.shapes = dtype, shapes
         self._folder = folder
-        self._shards = _plan({n: _bytes(s, dtype) for n, s in shapes.items()}, max_shard_bytes)
-        self._headers = {file: self._header(names) for file, names in self._shards.items()}
+        self.shards = _plan({n: _bytes(s, dtype) for n, s in shapes.items()}, max_shard_bytes)
+        """File -> its tensors, in order."""
+        self._headers = {file: self._header(names) for file, names in self.shards.items()}
         self._places: dict[str, Stored] = {}
-        for file, names in self._shards.items():
+        for file, names in self.shards.items():
             offset = len(self._headers[file])
             for name in names:
                 self._places[name] = Stored(folder / file, dtype, shapes[name], offset)
                 offset += _bytes(shapes[name], dtype)
-        self._turns = {folder / file: threading.Lock() for file in self._shards}
+        self._turns = {folder / file: threading.Lock() for file in self.shards}
         self.bytes = sum(_bytes(s, dtype) for s in shapes.values())
 
     def prepare(self) -> None:
@@ -58,7 +59,7 @@ class TensorWriter:
         Raises:
             OSError: the disk has not that much room.
         """
-        for file, names in self._shards.items():
+        for file, names in self.shards.items():
             last = self._places[names[-1]]
             with (self._folder / file).open("ab") as stream:
                 reserve(stream.fileno(), last.offset + _bytes(last.shape, self.dtype))
@@ -107,8 +108,8 @@ class TensorWriter:
 
     def finish(self) -> None:
         """Write the index if there are several files."""
-        if len(self._shards) > 1:
-            weight_map = {name: file for file, names in self._shards.items() for name in names}
+        if len(self.shards) > 1:
+            weight_map = {name: file for file, names in self.shards.items() for name in names}
             index = {"metadata": {"total_size": self.bytes}, "weight_map": weight_map}
             (self._folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
