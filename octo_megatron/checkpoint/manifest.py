@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 from octo_megatron.config.run_folder import read_json
 
 MANIFEST = "octo_manifest.json"
@@ -62,7 +62,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {folder}")
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is no finished checkpoint: it has no {MANIFEST}")
-    return dict(read_json(folder / MANIFEST)["extra"])
+    return dict(_read(folder)["extra"])
 
 
 def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
@@ -77,7 +77,18 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> None:
 def entries(folder: Path) -> dict[str, dict[str, Any]]:
     """File -> its size and sha256. Raises UserError when `folder` is no finished checkpoint."""
     read_extra(folder)
-    return dict(read_json(folder / MANIFEST)["files"])
+    return dict(_read(folder)["files"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / MANIFEST)
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("extra", "files"))
+    if not whole or any(
+        not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys()
+        for entry in found["files"].values()
+    ):
+        raise UserError(f"{folder / MANIFEST} is damaged: it does not give every file's bytes and sha256")
+    return found
 
 
 def verify_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
@@ -106,6 +117,6 @@ def verify_sha256(folder: Path, name: str, entry: dict[str, Any], found: str) ->
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, as manifests have them."""
-    with path.open("rb") as file:
+    """Size and sha256 of a file, as manifests have them. Raises UserError when it cannot be read."""
+    with reading(path), path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

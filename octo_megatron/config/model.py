@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 from octo_megatron.config.loading import CONFIGS
 
 
@@ -30,7 +30,8 @@ def read_hf_config(model: str) -> dict[str, Any]:
             f"model: no Hugging Face folder and no YAML file at '{model}' (YAML also under {CONFIGS})"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
         fields = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"model: {path} does not parse: {str(error).splitlines()[0]}") from error

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 
 if TYPE_CHECKING:
     from octo_megatron.config.schema import LineageConfig, NodeConfig
@@ -236,11 +236,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError naming the file when it is missing or damaged."""
+    """Raises UserError naming the file when it is missing, not readable or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        with reading(path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

@@ -26,7 +26,7 @@ from octo_megatron.config.schema import ExportNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.convert.bar import OnProgress, megabytes, silent
 from octo_megatron.convert.export_stream import export_tensors
-from octo_megatron.convert.gate.files import companions_of
+from octo_megatron.convert.gate.files import copy_companions
 from octo_megatron.convert.gate.result import GateReport
 from octo_megatron.convert.gate.run import require_passed, run_gate, write_reports
 from octo_megatron.convert.import_stage import BESIDE
@@ -160,7 +160,7 @@ def origin_of(checkpoint_dir: Path) -> Origin:
 def _export(
     origin: Origin, target: Path, wish: Wish, share: Share, progress: OnProgress
 ) -> dict[str, Any] | None:
-    checkpoint = DistCheckpoint(origin.checkpoint)
+    checkpoint = _opened(origin.checkpoint)
     check_checkpoint(checkpoint, origin.hf_config)
     shapes = tensor_shapes(origin.hf_config)
     with made_aside(target, share) as aside:
@@ -195,9 +195,19 @@ def _export(
     return result
 
 
+def _opened(folder: Path) -> DistCheckpoint:
+    """A checkpoint whose `.metadata` is the one that its manifest knows: a damaged one may say anything."""
+    known = manifest.entries(folder).get(".metadata")
+    if known is None:
+        raise UserError(
+            f"checkpoint {folder}: its manifest does not name .metadata, which says where tensors are"
+        )
+    manifest.verify_file(folder, ".metadata", known)
+    return DistCheckpoint(folder)
+
+
 def _write_companions(folder: Path, origin: Origin, wish: Wish) -> None:
     key = "torch_dtype" if "torch_dtype" in origin.hf_config else "dtype"
     config = {**origin.hf_config, key: str(DTYPES[wish.dtype]).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name, file in companions_of(origin.originals).items():
-        shutil.copyfile(file, folder / name)
+    copy_companions(origin.originals, folder)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from octo_megatron.checkpoint import manifest
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 from octo_megatron.convert.journal import Journal, OnBytes, Share, do_parts
 from octo_megatron.convert.safetensors_writer import TensorWriter
 from octo_megatron.convert.stream import SCRATCH, grouped, slot_ranges, stamp
@@ -193,7 +193,8 @@ def _take(
     The hash comes last: what was written of a damaged file is gone with the folder, as after any failure.
     """
     blocks, sha256, path = _BLOCKS_OF_THREAD, hashlib.sha256(), folder / name
-    file = os.open(path, os.O_RDONLY)
+    with reading(path):
+        file = os.open(path, os.O_RDONLY)
     try:
         for offset, length, run, first in _steps(entry["bytes"], runs):
             block = memoryview(blocks.free(writer))[:length]

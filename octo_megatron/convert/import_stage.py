@@ -15,7 +15,7 @@ from octo_megatron.config.run_folder import NodeContext, Progress, read_json, wr
 from octo_megatron.config.schema import ImportNode
 from octo_megatron.config.versions import installed_versions
 from octo_megatron.convert.bar import OnProgress, megabytes, silent
-from octo_megatron.convert.gate.files import companions_of
+from octo_megatron.convert.gate.files import copy_companions
 from octo_megatron.convert.gate.run import PARTS, require_passed, run_gate
 from octo_megatron.convert.import_stream import import_tensors
 from octo_megatron.convert.journal import PARTS_FOLDER, Share
@@ -119,8 +119,7 @@ def _import(
             require_passed(report, str(source.path))
             result |= {key: value for part in report.parts for key, value in part.figures.items()}
         (aside / BESIDE).mkdir(exist_ok=True)
-        for name, file in companions_of([source.path]).items():
-            shutil.copyfile(file, aside / BESIDE / name)
+        copy_companions([source.path], aside / BESIDE)
         shutil.rmtree(aside / PARTS_FOLDER)
         facts = {
             "kind": "import",

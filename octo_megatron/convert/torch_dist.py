@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 from octo_megatron.model.hf_folder import read_into
 from octo_megatron.model.slots import Slot
 
@@ -80,7 +79,7 @@ class DistCheckpoint:
         self.folder = folder
         try:
             metadata = FileSystemReader(folder).read_metadata()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        except Exception as error:  # of many kinds, by which byte is wrong
             raise UserError(f"{folder} is no readable distributed checkpoint: {error}") from None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -200,7 +199,7 @@ def _data_offset(chunk: _Chunk, dtype: torch.dtype) -> int:
     if not chunk.path.is_file():
         raise UserError(f"{chunk.path} is missing, though .metadata names it")
     # fake tensors: torch reads what describes the record, and not the numbers
-    with chunk.path.open("rb") as file, FakeTensorMode():
+    with reading(chunk.path), chunk.path.open("rb") as file, FakeTensorMode():
         record: Any = _Window(file, chunk.offset, chunk.length)
         try:
             tensor = torch.load(record, map_location="cpu", weights_only=True)

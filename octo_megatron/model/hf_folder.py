@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from octo_megatron.config.errors import UserError
+from octo_megatron.config.errors import UserError, reading
 from octo_megatron.config.model import read_hf_config
 from octo_megatron.config.run_folder import read_json
 from octo_megatron.model.families import family_of
@@ -127,12 +127,10 @@ def read_into(path: Path, offset: int, dtype: torch.dtype, out: Tensor) -> None:
     """Fill a contiguous tensor with numbers that a file holds as `dtype` from byte `offset` on.
 
     Raises:
-        UserError: the file is missing or ends too early.
+        UserError: the file is missing, ends too early or cannot be read.
     """
-    try:
+    with reading(path):
         file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
     try:
         if out.dtype == dtype:
             fill(file, path, offset, bytes_of(out))
@@ -149,13 +147,18 @@ def read_into(path: Path, offset: int, dtype: torch.dtype, out: Tensor) -> None:
 
 
 def fill(file: int, path: Path, offset: int, view: memoryview) -> None:
-    """Fill `view` from byte `offset` on of an open file. Raises UserError naming `path` when it ends too early."""
+    """Fill `view` from byte `offset` on of an open file.
+
+    Raises:
+        UserError: the file, named by `path`, ends too early, or the disk does not give it.
+    """
     done = 0
-    while done < len(view):
-        got = os.preadv(file, [view[done:]], offset + done)
-        if got == 0:
-            raise UserError(f"{path} is damaged or cut short: it ends at byte {offset + done}")
-        done += got
+    with reading(path):
+        while done < len(view):
+            got = os.preadv(file, [view[done:]], offset + done)
+            if got == 0:
+                raise UserError(f"{path} is damaged or cut short: it ends at byte {offset + done}")
+            done += got
 
 
 def _open(folder: Path) -> dict[str, Stored]:
@@ -184,7 +187,7 @@ def _open(folder: Path) -> dict[str, Stored]:
 def _header(path: Path) -> dict[str, Stored]:
     """The tensors of one file, each checked to lie within it."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from octo_megatron.config.errors import reading
 from octo_megatron.config.run_folder import read_json
 from octo_megatron.convert.gate.result import GateError
 from octo_megatron.model.families import EMBEDDING, HEAD, family_of
@@ -47,6 +48,14 @@ def companions_of(sources: Sequence[Path]) -> dict[str, Path]:
                 found[name] = source / name
                 break
     return found
+
+
+def copy_companions(sources: Sequence[Path], target: Path) -> None:
+    """Copy `companions_of` the folders into another one. Raises UserError when one cannot be read."""
+    for name, file in companions_of(sources).items():
+        with reading(file):
+            data = file.read_bytes()
+        (target / name).write_bytes(data)
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from hf_models import make_folder
 
+from octo_megatron.checkpoint.manifest import MANIFEST
+from octo_megatron.config.errors import UserError
 from octo_megatron.convert import import_stream, stream
-from octo_megatron.convert.export_stage import Wish, export_folder
+from octo_megatron.convert.export_stage import Wish, export_folder, verify_folder
 from octo_megatron.convert.import_stage import import_folder
 from octo_megatron.convert.journal import Journal
 from octo_megatron.convert.publish import aside_of
@@ -60,3 +63,69 @@ def test_a_killed_export_begins_again_for_files_of_another_size(
     expected, found = HfFolder(source), HfFolder(out)
     assert sorted(expected.names) == sorted(found.names) and len(found.files) > 3
     assert all(torch.equal(expected.read(name), found.read(name)) for name in found.names)
+
+
+def test_damaged_metadata_is_named_whatever_is_wrong_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    """It is a pickle: read as it is, it fails in a dozen ways or says that numbers are somewhere else."""
+    file = checkpoint / ".metadata"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), len(whole) // 60):
+        data = bytearray(whole)
+        data[at] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=r"checkpoint: \.metadata is damaged: its sha256 is") as caught:
+            export_folder(checkpoint, tmp_path / "out", PLAIN)
+        assert "\n" not in str(caught.value)
+    file.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=r"\.metadata has .* bytes, the manifest says"):
+        export_folder(checkpoint, tmp_path / "out", PLAIN)
+    file.unlink()
+    with pytest.raises(UserError, match=r"\.metadata is missing"):
+        export_folder(checkpoint, tmp_path / "out", PLAIN)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_manifest_without_its_numbers_is_damaged(checkpoint: Path, tmp_path: Path) -> None:
+    whole = (checkpoint / MANIFEST).read_text()
+    for broken in ("[]", "{}", whole.replace('"sha256"', '"sha257"', 1), whole.replace('"extra"', '"extrb"')):
+        (checkpoint / MANIFEST).write_text(broken)
+        with pytest.raises(UserError, match=f"{MANIFEST} is damaged"):
+            export_folder(checkpoint, tmp_path / "out", PLAIN)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "common.pt", ".metadata", "octo_manifest.json"])
+def test_a_file_of_another_user_is_named(source: Path, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (checkpoint / name).chmod(0)
+    with _nobody(tmp_path), pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
+        export_folder(checkpoint, tmp_path / "out", PLAIN)
+    with _nobody(tmp_path), pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
+        verify_folder(checkpoint, source)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_of_a_folder_of_another_user_is_named(tmp_path: Path, name: str) -> None:
+    source = make_folder(tmp_path / "hf", "qwen2")
+    for file in source.iterdir():
+        file.chmod(0 if file.name == name else 0o644)
+    with _nobody(tmp_path), pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
+        import_folder(source, tmp_path / "checkpoint", gate=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+class _nobody:
+    """Not root, to whom every file is open; `folder` and those above it are made passable before."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._root = folder, os.geteuid() == 0
+
+    def __enter__(self) -> None:
+        if self._root:
+            self._folder.chmod(0o777)
+            for parent in self._folder.parents[:2]:
+                parent.chmod(0o755)
+            os.seteuid(65534)
+
+    def __exit__(self, *_: object) -> None:
+        if self._root:
+            os.seteuid(0)
