@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ class Share:
     rank: int = 0
     size: int = 1
     check: Callable[[], None] = field(default=lambda: None, compare=False)
-    """Called while waiting for the others; raises when one of them has failed."""
+    """Called now and then; raises when one of the others has failed."""
 
     @property
     def is_first(self) -> bool:
@@ -119,20 +119,23 @@ def do_parts(
 
     Args:
         sizes: of all parts, in bytes.
-        work: does one part, and says how many bytes it has moved since it last did; returns the part's facts.
+        work: does one part, and says how many bytes it has moved since it last did; returns the part's facts. Where
+            another part has failed, that raises: the pool waits for its threads, and a part may be a large file.
         on_bytes: called in this thread, and only when something has moved.
 
     Raises:
-        What the first part that fails raises; parts that were not begun are left.
+        What the first part that fails raises, or another rank's failure; parts that were not begun are left.
     """
     mine = journal.mine(len(sizes))
     waiting, left, running = iter(mine), len(mine), set[Future[None]]()
     threads = max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // journal.share.size))
     total, moved, said = sum(sizes[part] for part in mine), 0, 0
-    lock = threading.Lock()
+    lock, failed = threading.Lock(), threading.Event()
 
     def move(count: int) -> None:
         nonlocal moved
+        if failed.is_set():
+            raise CancelledError
         with lock:
             moved += count
 
@@ -140,16 +143,21 @@ def do_parts(
         journal.finish(part, work(part, move))
 
     with ThreadPoolExecutor(threads) as pool:
-        while left:
-            for part in itertools.islice(waiting, threads - len(running)):
-                running.add(pool.submit(one, part))
-            finished, running = wait(running, _TELL_SECONDS, FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                left -= 1
-            if moved != said:
-                said = moved
-                on_bytes(said, total)
+        try:
+            while left:
+                for part in itertools.islice(waiting, threads - len(running)):
+                    running.add(pool.submit(one, part))
+                finished, running = wait(running, _TELL_SECONDS, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    left -= 1
+                if moved != said:
+                    said = moved
+                    on_bytes(said, total)
+                journal.share.check()
+        except BaseException:  # Ctrl-C too
+            failed.set()
+            raise
 
 
 def _write(path: Path, value: Any) -> None:

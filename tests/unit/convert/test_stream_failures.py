@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ from hf_models import make_folder
 
 from octo_megatron.checkpoint.manifest import MANIFEST
 from octo_megatron.config.errors import UserError
-from octo_megatron.convert import import_stream, stream
+from octo_megatron.convert import export_stream, import_stream, stream
 from octo_megatron.convert.export_stage import Wish, export_folder, verify_folder
 from octo_megatron.convert.import_stage import import_folder
-from octo_megatron.convert.journal import Journal
+from octo_megatron.convert.journal import Journal, Share
 from octo_megatron.convert.publish import aside_of
 from octo_megatron.model.hf_folder import HfFolder
 
@@ -129,3 +131,39 @@ class _nobody:
     def __exit__(self, *_: object) -> None:
         if self._root:
             os.seteuid(0)
+
+
+@pytest.mark.parametrize("way", ["damaged file", "Ctrl-C", "another rank"])
+def test_a_failure_does_not_wait_for_large_files(
+    source: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a checkpoint may take minutes; whoever is in the middle of one ends there."""
+    checkpoint = tmp_path / "checkpoint"
+    import_folder(source, checkpoint, gate=False)  # one large file
+    monkeypatch.setattr(export_stream, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr("octo_megatron.convert.journal.os.sched_getaffinity", lambda pid: range(2))
+    blocks, original = 0, export_stream.fill
+
+    def slowly(file: int, path: Path, *rest: Any) -> None:
+        nonlocal blocks
+        if path.name == "__0_0.distcp":
+            blocks += 1
+            time.sleep(0.05)  # 800 blocks: 40 s
+            if blocks == 10 and way == "Ctrl-C":
+                os.kill(os.getpid(), signal.SIGINT)
+        original(file, path, *rest)
+
+    def check() -> None:
+        if way == "another rank" and blocks:
+            raise UserError("rank 1 of 2: no space left")
+
+    monkeypatch.setattr(export_stream, "fill", slowly)
+    if way == "damaged file":
+        data = (checkpoint / "common.pt").read_bytes()
+        (checkpoint / "common.pt").write_bytes(b"#" + data[1:])
+    expected = KeyboardInterrupt if way == "Ctrl-C" else UserError
+    message = {"damaged file": "common.pt is damaged", "another rank": "rank 1 of 2"}.get(way)
+    began = time.monotonic()
+    with pytest.raises(expected, match=message):
+        export_folder(checkpoint, tmp_path / "out", PLAIN, Share(0, 1, check))
+    assert time.monotonic() - began < 10 and blocks < 200
