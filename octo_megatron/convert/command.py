@@ -23,13 +23,14 @@ from octo_megatron.convert.export_stage import Wish, export_folder, verify_folde
 from octo_megatron.convert.gate.run import PARTS, readable, require_passed
 from octo_megatron.convert.import_stage import import_folder
 from octo_megatron.convert.journal import Share
-from octo_megatron.convert.ranks import share_of_environment
+from octo_megatron.convert.ranks import PARENT, end_with_parent, share_of_environment
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 when the conversion was made and proven, 2 after a user's mistake or a failed gate."""
     arguments = sys.argv[1:] if arguments is None else arguments
     chosen = _parser().parse_args(arguments)
+    end_with_parent()
     try:
         if chosen.verb == "verify":
             _verify(chosen)
@@ -113,7 +114,8 @@ def _shared(arguments: list[str], processes: int) -> Iterator[Share]:
     others: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
     for rank in range(1, processes):
         said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
-        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(processes)}
+        numbers = {"RANK": rank, "WORLD_SIZE": processes, PARENT: os.getpid()}
+        env = {**os.environ, **{name: str(number) for name, number in numbers.items()}}
         command = [sys.executable, "-m", "octo_megatron.convert.command", *arguments]
         others.append((subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said), said))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 
 from octo_megatron.config.errors import UserError
 from octo_megatron.config.schema import ParallelConfig
@@ -22,6 +24,19 @@ def share_of(layout: ParallelConfig) -> Share:
             "number of processes"
         )
     return share
+
+
+PARENT = "OCTO_CONVERT_PARENT"
+"""Variable with the process id of who started this rank and has to outlive it."""
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """A rank that goes on after its first one was killed would write into what the next try makes."""
+    if PARENT in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[PARENT]):  # it died before the line above
+            os._exit(1)
 
 
 def share_of_environment() -> Share:

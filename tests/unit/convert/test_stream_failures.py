@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,30 @@ def test_a_failure_does_not_wait_for_large_files(
     with pytest.raises(expected, match=message):
         export_folder(checkpoint, tmp_path / "out", PLAIN, Share(0, 1, check))
     assert time.monotonic() - began < 10 and blocks < 200
+
+
+def test_ranks_end_with_the_first_one(checkpoint: Path, tmp_path: Path) -> None:
+    """The first one is killed while the other one begins, and would wait half an hour for it."""
+    command = [sys.executable, "-m", "octo_megatron.convert.command", "export", checkpoint, tmp_path / "out"]
+    first = subprocess.Popen([*map(str, command), "--processes", "2"], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (numbers := children.read_text().split()):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.001)
+    status = Path("/proc") / numbers[0] / "status"
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    assert _runs(status)
+    first.kill()
+    first.wait()
+    while _runs(status):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(status: Path) -> bool:
+    try:
+        return "(zombie)" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
