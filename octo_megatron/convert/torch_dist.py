@@ -85,6 +85,7 @@ class DistCheckpoint:
         self._dtypes: dict[str, torch.dtype] = {}
         self._chunks: dict[str, list[_Chunk]] = {}
         self._starts: dict[tuple[Path, int], int] = {}
+        self._described: set[tuple[bytes, torch.dtype, tuple[int, ...]]] = set()
         for key, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
                 self._shapes[key] = tuple(entry.size)
@@ -183,8 +184,33 @@ class DistCheckpoint:
     def _start(self, chunk: _Chunk, dtype: torch.dtype) -> int:
         place = (chunk.path, chunk.offset)
         if place not in self._starts:
-            self._starts[place] = chunk.offset + _data_offset(chunk, dtype)
+            self._starts[place] = chunk.offset + self._data_offset(chunk, dtype)
         return self._starts[place]
+
+    def _data_offset(self, chunk: _Chunk, dtype: torch.dtype) -> int:
+        """Where the numbers begin in a record of `torch.save`, which pickle and zip headers precede."""
+        if not chunk.path.is_file():
+            raise UserError(f"{chunk.path} is missing, though .metadata names it")
+        with reading(chunk.path), chunk.path.open("rb") as file:
+            record: Any = _Window(file, chunk.offset, chunk.length)
+            try:
+                archive: Any = torch._C.PyTorchFileReader(record)  # what torch.load opens it with
+                pickled, begin = archive.get_record("data.pkl"), int(archive.get_record_offset("data/0"))
+                # A record that is described byte for byte as one before need not be taken apart, which costs ten times
+                # as much under Python's lock.
+                same = (pickled, dtype, chunk.sizes)
+                if same not in self._described:
+                    record.seek(0)
+                    if _load_offset(record, chunk, dtype) != begin:
+                        raise ValueError("its numbers are not in data/0")
+                    self._described.add(same)
+            except UserError:
+                raise
+            except Exception as error:  # of many kinds, by which byte is wrong
+                raise UserError(
+                    f"{chunk.path} is damaged: no tensor can be read at byte {chunk.offset}"
+                ) from error
+        return begin
 
     def _find(self, slot: Slot) -> tuple[str, int | None]:
         """(key, layer in its first axis): all layers in one tensor, or a tensor a layer as some versions write."""
@@ -194,19 +220,10 @@ class DistCheckpoint:
         return (slot.row.te or slot.row.megatron).format(i=slot.layer), None
 
 
-def _data_offset(chunk: _Chunk, dtype: torch.dtype) -> int:
-    """Where the numbers begin in a record of `torch.save`, which pickle and zip headers precede."""
-    if not chunk.path.is_file():
-        raise UserError(f"{chunk.path} is missing, though .metadata names it")
-    # fake tensors: torch reads what describes the record, and not the numbers
-    with reading(chunk.path), chunk.path.open("rb") as file, FakeTensorMode():
-        record: Any = _Window(file, chunk.offset, chunk.length)
-        try:
-            tensor = torch.load(record, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many kinds, by which byte is wrong
-            raise UserError(
-                f"{chunk.path} is damaged: no tensor can be read at byte {chunk.offset}"
-            ) from error
+def _load_offset(record: Any, chunk: _Chunk, dtype: torch.dtype) -> int:
+    """Where torch says that the numbers of a record begin, which has to be the chunk that .metadata says."""
+    with FakeTensorMode():  # torch reads what describes the record, and not the numbers
+        tensor = torch.load(record, map_location="cpu", weights_only=True)
     plain = tensor.is_contiguous() and tensor.storage_offset() == 0
     if not plain or tensor.dtype != dtype or math.prod(tensor.shape) != math.prod(chunk.sizes):
         raise UserError(
