@@ -119,8 +119,7 @@ def _tasks(
 
     # the largest first: the last ones to be done are then small
     by_size = sorted(files, key=lambda name: (-files[name]["bytes"], name))
-    pieces = list(_hf_pieces(cut, shape, writer.dtype))
-    parts = grouped(pieces, _size) if pieces else []
+    parts = grouped(list(_hf_pieces(cut, shape, writer.dtype)), _size)
     return [
         *(_Task(f"file {name}", files[name]["bytes"], partial(take, name)) for name in by_size),
         *(

@@ -65,10 +65,10 @@ SCRATCH = _Scratch()
 
 def grouped(items: list[Any], size: Callable[[Any], int]) -> list[list[Any]]:
     """Consecutive items in groups of about PART_BYTES."""
-    groups: list[list[Any]] = [[]]
+    groups: list[list[Any]] = []
     used = 0
     for item in items:
-        if groups[-1] and used + size(item) > PART_BYTES:
+        if not groups or used + size(item) > PART_BYTES:
             groups.append([])
             used = 0
         groups[-1].append(item)
